@@ -1,0 +1,86 @@
+# The commands of this repository. Everything that is built or installed lies in .venv and build/,
+# except for the Debian packages that `make setup` asks apt for.
+
+PYTHON ?= python3
+PHOTOS ?=
+JOBS ?= $(shell nproc)
+VENV := $(CURDIR)/.venv
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/.stamps
+
+# Answers to nobody: these run without a terminal too.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+
+.PHONY: help setup extension demo test test-cpp test-python test-interop test-long lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup         system packages, .venv, the extension (does nothing where all is there)"
+	@echo "make demo          train on real photographs, then compare with other ways; PHOTOS=folder"
+	@echo "make test          C++ and Python tests"
+	@echo "make test-interop  tests against torch, jax, grain, spdl, ... (installs them into .venv)"
+	@echo "make test-long     C++ tests under sanitizers, and the Python tests that take minutes"
+	@echo "make lint          formatters, linters, types"
+	@echo "make bench         the figures of docs/performance.md, measured here"
+	@echo "make clean         remove build/ and .venv"
+
+setup: $(STAMPS)/stook extension
+
+$(STAMPS)/system: scripts/system-packages.txt scripts/install-system-packages.sh
+	@scripts/install-system-packages.sh
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/venv: $(STAMPS)/system
+	@scripts/make-venv.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+# --no-build-isolation: the headers keep their paths, so that a rebuild compiles only what changed.
+$(STAMPS)/stook: $(STAMPS)/venv pyproject.toml setup.py
+	@$(PY) -m pip install --quiet 'setuptools>=77' wheel 'numpy>=2' 'pybind11>=2.13' </dev/null
+	@$(PY) -m pip install --quiet --no-build-isolation -e '.[test]' </dev/null
+	@touch $@
+
+# Rebuilds what a change of C++ touched; a second when nothing was.
+extension: $(STAMPS)/stook
+	@$(PY) setup.py --quiet build_ext --inplace </dev/null
+
+$(STAMPS)/demo: $(STAMPS)/stook
+	@$(PY) -m pip install --quiet --only-binary :all: scikit-learn scikit-image matplotlib </dev/null
+	@touch $@
+
+$(STAMPS)/interop: $(STAMPS)/stook scripts/interop-requirements.txt
+	@$(PY) -m pip install --quiet -r scripts/interop-requirements.txt </dev/null
+	@touch $@
+
+demo: setup $(STAMPS)/demo
+	@$(PY) examples/train_photos.py $(PHOTOS)
+
+test: setup
+	@$(PY) scripts/test.py cpp:dev python
+
+test-cpp: setup
+	@$(PY) scripts/test.py cpp:dev
+
+test-python: setup
+	@$(PY) scripts/test.py python
+
+test-interop: setup $(STAMPS)/interop
+	@$(PY) scripts/test.py interop
+
+test-long: setup
+	@$(PY) scripts/test.py cpp:asan cpp:tsan long
+
+lint: setup
+	@$(PY) scripts/test.py lint
+
+format: setup
+	@$(PY) scripts/format.py
+
+bench: setup $(STAMPS)/demo $(STAMPS)/interop
+	@cmake --preset release >/dev/null && cmake --build --preset release --target benchmarks
+	@$(PY) benchmarks/python/run.py
+
+clean:
+	rm -rf build .venv
+	find python -name '*.so' -delete

@@ -1,0 +1,21 @@
+#include <numpy/arrayobject.h>
+#include <pybind11/pybind11.h>
+
+#include "bindings/register.h"
+
+namespace {
+
+// import_array() is a macro that returns from the function it stands in.
+void* import_numpy() {
+  import_array1(nullptr);
+  return nullptr;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module) {
+  import_numpy();
+  if (PyErr_Occurred() != nullptr) throw pybind11::error_already_set();
+  module.doc() = "The C++ side of stook. Private: what people import is the package stook.";
+  module.attr("__version__") = STOOK_VERSION;
+}
