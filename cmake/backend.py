@@ -36,6 +36,6 @@ def _runs(tool: str, at_least: tuple[int, int]) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     found = re.search(r"(\d+)\.(\d+)", done.stdout)
-    return done.returncode == 0 and found is not None and (
-        (int(found[1]), int(found[2])) >= at_least
+    return (
+        done.returncode == 0 and found is not None and ((int(found[1]), int(found[2])) >= at_least)
     )

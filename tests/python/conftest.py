@@ -1,0 +1,100 @@
+"""What every Python test has: a check of what it left behind, and programs of its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from leftovers import KINDS, RUN_MARK, Snapshot, left_since
+from python_process import STRICT, Finished, PythonProcess
+
+os.environ.setdefault(RUN_MARK, secrets.token_hex(8))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves a process, thread, descriptor, mapping or segment behind.
+
+    ``@pytest.mark.leaves("reason", "threads", ...)`` lets a test leave those kinds.
+    """
+    kinds = list(KINDS)
+    for mark in request.node.iter_markers("leaves"):
+        reason, *allowed = mark.args
+        if not reason or not allowed or not set(allowed) <= set(KINDS):
+            pytest.fail(f"leaves(reason, *kinds) needs a reason and kinds out of {KINDS}")
+        kinds = [kind for kind in kinds if kind not in allowed]
+    before = Snapshot.take(kinds)
+    yield
+    left = left_since(before, kinds)
+    if left:
+        pytest.fail("This test left behind:\n" + "\n".join(left), pytrace=False)
+
+
+class StartPython(Protocol):
+    """Starts a script; what is left of it at the test's end is killed."""
+
+    def __call__(
+        self,
+        code: str,
+        *arguments: str,
+        env: dict[str, str | None] | None = None,
+        cwd: Path | None = None,
+        flags: tuple[str, ...] = STRICT,
+    ) -> PythonProcess: ...
+
+
+class RunPython(Protocol):
+    """Runs a script to its end, and asserts that nothing of its process tree is left then."""
+
+    def __call__(
+        self,
+        code: str,
+        *arguments: str,
+        deadline: float = 60,
+        env: dict[str, str | None] | None = None,
+        cwd: Path | None = None,
+        flags: tuple[str, ...] = STRICT,
+    ) -> Finished: ...
+
+
+@pytest.fixture
+def start_python(tmp_path: Path) -> Iterator[StartPython]:
+    """See StartPython."""
+    started: list[PythonProcess] = []
+
+    def start(
+        code: str,
+        *arguments: str,
+        env: dict[str, str | None] | None = None,
+        cwd: Path | None = None,
+        flags: tuple[str, ...] = STRICT,
+    ) -> PythonProcess:
+        folder = tmp_path / f"python-{len(started)}"
+        started.append(PythonProcess(folder, code, arguments, env or {}, cwd, flags))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.end()
+
+
+@pytest.fixture
+def run_python(start_python: StartPython) -> RunPython:
+    """See RunPython."""
+
+    def run(
+        code: str,
+        *arguments: str,
+        deadline: float = 60,
+        env: dict[str, str | None] | None = None,
+        cwd: Path | None = None,
+        flags: tuple[str, ...] = STRICT,
+    ) -> Finished:
+        return start_python(code, *arguments, env=env, cwd=cwd, flags=flags).finish(deadline)
+
+    return run
