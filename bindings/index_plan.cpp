@@ -1,0 +1,66 @@
+#include "workers/index_plan.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <utility>
+
+#include "bindings/register.h"
+
+namespace stook::bindings {
+namespace {
+
+namespace py = pybind11;
+using workers::IndexPlan;
+
+py::int_ index_of(std::uint64_t value) {
+  return py::reinterpret_steal<py::int_>(PyLong_FromUnsignedLongLong(value));
+}
+
+// (epoch, position, index or tuple of indices), as the task takes it.
+py::tuple next_job(IndexPlan& plan) {
+  IndexPlan::Job job;
+  if (!plan.next(job)) throw py::stop_iteration();
+  py::object payload;
+  if (plan.options().batch_size == 0) {
+    payload = index_of(job.indices.front());
+  } else {
+    py::tuple indices(job.indices.size());
+    for (std::size_t item = 0; item < job.indices.size(); ++item) {
+      indices[item] = index_of(job.indices[item]);
+    }
+    payload = std::move(indices);
+  }
+  return py::make_tuple(index_of(job.epoch), index_of(job.position), std::move(payload));
+}
+
+}  // namespace
+
+void register_index_plan(py::module_& module) {
+  py::class_<IndexPlan>(module, "IndexPlan",
+                        "The jobs of a pass over a source that is indexed: an iterator of (epoch, "
+                        "position, index), or of (epoch, position, tuple of indices) with a batch "
+                        "size other than 0. Its length is the number of jobs in one epoch.")
+      .def(py::init([](std::uint64_t length, std::uint64_t batch_size, bool drop_remainder,
+                       std::optional<std::uint64_t> shuffle_seed, std::uint64_t first_epoch,
+                       std::optional<std::uint64_t> num_epochs) {
+             return IndexPlan({.length = length,
+                               .batch_size = batch_size,
+                               .drop_remainder = drop_remainder,
+                               .shuffle_seed = shuffle_seed,
+                               .first_epoch = first_epoch,
+                               .num_epochs = num_epochs});
+           }),
+           py::arg("length"), py::arg("batch_size") = 0, py::arg("drop_remainder") = false,
+           py::arg("shuffle_seed") = py::none(), py::arg("first_epoch") = 0,
+           py::arg("num_epochs") = 1)
+      .def("__iter__", [](py::object self) { return self; })
+      .def("__next__", &next_job)
+      .def("__len__", [](const IndexPlan& plan) { return plan.jobs_per_epoch(); })
+      .def_property_readonly("jobs_per_epoch", &IndexPlan::jobs_per_epoch);
+}
+
+}  // namespace stook::bindings

@@ -1,0 +1,55 @@
+"""Stook: worker processes that hand over arrays instead of pickling them.
+
+What is made in a worker lies in shared memory from the start, and the consumer picks it up where it
+stands.
+
+Example:
+  >>> import numpy as np
+  >>> import stook
+  >>> loader = stook.DataLoader(range(4), lambda i: np.full((2, 2), i), batch_size=2)
+  >>> [batch.shape for batch in loader]
+  [(2, 2, 2), (2, 2, 2)]
+"""
+
+import sys as _sys
+
+if not _sys.platform.startswith("linux"):
+    raise ImportError(
+        f"stook works on Linux only, because it stands on memfd, eventfd and pidfd; this is"
+        f" {_sys.platform}."
+    )
+
+from . import io
+from ._core import is_shared
+from ._iterator import LoaderIterator
+from .errors import (
+    DecodeError,
+    ElementError,
+    PoolBroken,
+    RemoteError,
+    SharedMemoryExhausted,
+    StookError,
+    WorkerDied,
+)
+from .loader import DataLoader
+from .options import MultiprocessingOptions
+from .stats import LoaderStats
+from .worker_info import WorkerInfo, worker_info
+
+__all__ = [
+    "DataLoader",
+    "DecodeError",
+    "ElementError",
+    "LoaderIterator",
+    "LoaderStats",
+    "MultiprocessingOptions",
+    "PoolBroken",
+    "RemoteError",
+    "SharedMemoryExhausted",
+    "StookError",
+    "WorkerDied",
+    "WorkerInfo",
+    "io",
+    "is_shared",
+    "worker_info",
+]

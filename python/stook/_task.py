@@ -1,0 +1,206 @@
+"""What is done for one element: the part of a loader that travels to the workers.
+
+A `LoaderTask` is made in the consumer's process and pickled (with cloudpickle) once. Each worker
+binds it, and then calls the function it gets for every element; with `num_workers=0` the consumer's
+process does the same. So both take one and the same path through user code.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+from . import _random
+from .collate import Assembler
+from .errors import for_consumer
+from .worker_info import _state
+
+__all__ = ["BoundTask", "LoaderTask"]
+
+# (epoch, position of the element within the epoch, payload) -> element
+BoundTask = Callable[[int, int, Any], Any]
+
+
+class LoaderTask:
+    """Makes elements of a source.
+
+    Attributes:
+      source: What is indexed to get an item, or `None` if the items themselves come as payload.
+      transforms: Called one after the other on each item.
+      batch_size: Items per element, or `None` for one item that is not assembled.
+      collate: Makes an element of the list of a batch's items, or `None` for `collate.Assembler`.
+      seed: What the random draws of user code depend on, or `None` to leave the generators alone.
+
+    A payload is an index, or with `batch_size` a tuple of indices; without a source it is an item,
+    or with `batch_size` a list of items. A last batch may be shorter.
+
+    Whatever user code raises comes out of the bound function as
+    `errors.for_consumer` says: as itself with a note, or as an `ElementError`.
+    """
+
+    __slots__ = ("batch_size", "collate", "seed", "source", "transforms")
+
+    def __init__(
+        self,
+        source: Any | None,
+        transforms: Sequence[Callable[[Any], Any]] = (),
+        batch_size: int | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.source = source
+        self.transforms = tuple(transforms)
+        self.batch_size = batch_size
+        self.collate = collate
+        self.seed = seed
+
+    def __call__(self, epoch: int, position: int, payload: Any) -> Any:
+        """Makes one element. For more than a few, call what `bind()` returns."""
+        return self.bind()(epoch, position, payload)
+
+    def bind(self, *, isolate: bool = False) -> BoundTask:
+        """Returns the function that makes elements, in as few Python frames as possible.
+
+        Nothing but the caller holds what that function returns: no cache, no cycle, no frame. The
+        hand-over of arrays by moving them rests on it.
+
+        Args:
+          isolate: Put the global random generators back after each element; for the consumer's own
+            process.
+        """
+        if self.batch_size is not None:
+            run = self._bind_batch(self._load_function())
+        elif self.source is not None and len(self.transforms) == 1:
+            run = self._bind_common(self.transforms[0])
+        else:
+            run = self._bind_single(self._load_function())
+        return _random.isolated(run) if isolate and self.seed is not None else run
+
+    def _reseed_function(self) -> Callable[[int, int], None] | None:
+        return None if self.seed is None else _random.seeder(self.seed)
+
+    def _load_function(self) -> Callable[[Any], Any]:
+        """What makes one item of a batch's payload, or a single item of the whole payload."""
+        transforms = self.transforms
+        if self.source is None:
+            if not transforms:
+                return _itself
+            if len(transforms) == 1:
+                return transforms[0]
+            return partial(_apply, transforms)
+        if not transforms:
+            return partial(operator.getitem, self.source)
+        return partial(_get_and_apply, self.source, transforms)
+
+    def _bind_common(self, transform: Callable[[Any], Any]) -> BoundTask:
+        """An index, one transform: the only frame below user code is this one."""
+        source: Any = self.source
+        reseed = self._reseed_function()
+        state = _state
+
+        if reseed is None:
+
+            def run(epoch: int, position: int, index: int) -> Any:
+                state.epoch = epoch
+                try:
+                    return transform(source[index])
+                except BaseException as error:
+                    _raise(error, position, index)
+
+            return run
+
+        def run_seeded(epoch: int, position: int, index: int) -> Any:
+            state.epoch = epoch
+            reseed(epoch, position)
+            try:
+                return transform(source[index])
+            except BaseException as error:
+                _raise(error, position, index)
+
+        return run_seeded
+
+    def _bind_single(self, load: Callable[[Any], Any]) -> BoundTask:
+        reseed = self._reseed_function()
+        indexed = self.source is not None
+        state = _state
+
+        def run(epoch: int, position: int, payload: Any) -> Any:
+            state.epoch = epoch
+            if reseed is not None:
+                reseed(epoch, position)
+            try:
+                return load(payload)
+            except BaseException as error:
+                _raise(error, position, payload if indexed else position)
+
+        return run
+
+    def _bind_batch(self, load: Callable[[Any], Any]) -> BoundTask:
+        reseed = self._reseed_function()
+        indexed = self.source is not None
+        batch_size = self.batch_size or 1
+        collate = self.collate
+        state = _state
+
+        def run(epoch: int, position: int, payload: Sequence[Any]) -> Any:
+            state.epoch = epoch
+            if reseed is not None:
+                reseed(epoch, position)
+            count = len(payload)
+            start = position * batch_size
+            indices: Sequence[int] = payload if indexed else range(start, start + count)
+            batch = Assembler(indices) if collate is None else _Gathered()
+            item: int | None = None
+            try:
+                for item in range(count):
+                    batch.add(load(payload[item]))
+                item = None
+                return batch.finish() if collate is None else collate(batch.finish())
+            except BaseException as error:
+                _raise(error, position, None if item is None else indices[item], item)
+
+        return run
+
+
+class _Gathered:
+    """The items of a batch as the list that a `collate` function of the user's takes."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self) -> None:
+        self._items: list[Any] = []
+
+    def add(self, item: Any) -> None:
+        self._items.append(item)
+
+    def finish(self) -> list[Any]:
+        # Handed out, not kept: a collate function may return the list itself.
+        items, self._items = self._items, []
+        return items
+
+
+def _raise(
+    error: BaseException, position: int, index: int | None, item: int | None = None
+) -> NoReturn:
+    """Raises what the consumer is to get for `error`; the traceback keeps user code's frames."""
+    worker = _state.worker
+    raise for_consumer(error, position, index, item, None if worker is None else worker[0])
+
+
+def _itself(item: Any) -> Any:
+    return item
+
+
+def _apply(transforms: tuple[Callable[[Any], Any], ...], item: Any) -> Any:
+    for transform in transforms:
+        item = transform(item)
+    return item
+
+
+def _get_and_apply(source: Any, transforms: tuple[Callable[[Any], Any], ...], index: int) -> Any:
+    item = source[index]
+    for transform in transforms:
+        item = transform(item)
+    return item

@@ -1,0 +1,419 @@
+"""Assembling items into a batch, each leaf straight into its place.
+
+The items are taken one after the other and not kept. The first one decides what the batch looks
+like and how large each of its arrays is; every further one is copied into them at once, so a batch
+costs one copy of each leaf and never holds its items twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from abc import ABC, abstractmethod
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+__all__ = ["Assembler", "assemble"]
+
+
+class Assembler:
+    """Makes one batch of items given one by one.
+
+    A tree of `dict` (also `OrderedDict`, `defaultdict`), `list`, `tuple`, named tuples and
+    dataclasses keeps its form, and each of its leaves becomes one value of `len(indices)` entries:
+
+    - `numpy.ndarray` and `numpy.memmap` of shape s: an array of shape (n, *s), same dtype;
+    - NumPy's scalars: an array of shape (n,), same dtype;
+    - `bool`, `int`, `float`, `complex`: an array of shape (n,), dtype bool, int64, float64,
+      complex128;
+    - `torch.Tensor` (strided) of shape s: a tensor of shape (n, *s), same dtype and device;
+    - everything else (`str`, `bytes`, `None`, also NumPy's, arrays of objects, other subclasses of
+      `ndarray`, any object): a list of the n values.
+
+    A number counts as an array of shape () of its dtype, so `3` and `numpy.int64(3)` may take
+    turns, `3` and `3.0` may not: nothing is cast. Values that end in a list may be of different
+    types. Dataclasses are made without calling `__init__` or `__post_init__`, whose checks are
+    meant for one item.
+
+    Args:
+      indices: What messages call the items by, one for each item that will come.
+
+    Example:
+      >>> batch = Assembler([4, 7])
+      >>> batch.add({"image": np.zeros((2, 2), np.uint8), "label": 3, "name": "a"})
+      >>> batch.add({"image": np.ones((2, 2), np.uint8), "label": 5, "name": "b"})
+      >>> assembled = batch.finish()
+      >>> assembled["image"].shape, assembled["label"], assembled["name"]
+      ((2, 2, 2), array([3, 5]), ['a', 'b'])
+    """
+
+    __slots__ = ("_added", "_indices", "_root")
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        self._indices = indices
+        self._root: _Node | None = None
+        self._added = 0
+
+    def add(self, item: Any) -> None:
+        """Takes the next item.
+
+        Raises:
+          ValueError: It differs from the first in form, dtype or shape, or holds an integer that
+            int64 cannot. The message names the leaf, the item, and both values.
+        """
+        position = self._added
+        try:
+            if self._root is None:
+                self._root = _node_for(item, len(self._indices))
+            self._root.put(position, item)
+        except _MismatchError as mismatch:
+            # Not chained: the mismatch is how the message was found, not what went wrong before.
+            raise ValueError(self._describe(mismatch, position)) from None
+        self._added = position + 1
+
+    def finish(self) -> Any:
+        """Returns the batch, which this object then no longer holds.
+
+        Raises:
+          ValueError: Fewer items came than were announced.
+        """
+        root = self._root
+        if root is None or self._added != len(self._indices):
+            raise ValueError(
+                f"a batch of {len(self._indices)} items was announced, {self._added} came"
+            )
+        self._root = None
+        return root.take()
+
+    def _describe(self, mismatch: _MismatchError, position: int) -> str:
+        leaf = "".join(reversed(mismatch.path))
+        where = f"leaf item{leaf}" if leaf else "the item itself"
+        text = (
+            f"cannot assemble a batch: {where} is {mismatch.found} in item {position}"
+            f" (index {self._indices[position]})"
+        )
+        if mismatch.expected:
+            text += f", but {mismatch.expected} in item 0 (index {self._indices[0]})"
+        return f"{text}; {mismatch.hint}"
+
+
+def assemble(items: Sequence[Any]) -> Any:
+    """Assembles a list of items as `Assembler` does, numbering them from 0.
+
+    Example:
+      >>> assemble([(1, "a"), (2, "b")])
+      (array([1, 2]), ['a', 'b'])
+    """
+    batch = Assembler(range(len(items)))
+    for item in items:
+        batch.add(item)
+    return batch.finish()
+
+
+class _MismatchError(Exception):
+    """An item that is not like the first. The path grows from the leaf upwards as this rises."""
+
+    def __init__(self, found: str, expected: str, hint: str) -> None:
+        super().__init__(found)
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+        self.path: list[str] = []
+
+
+_SAME_SHAPE = "make them equal in the transform, or pass collate="
+_SAME_DTYPE = "convert in the transform (nothing is cast here), or pass collate="
+_SAME_FORM = "return the same form for every item, or pass collate="
+_INT64 = "numbers become int64: return numpy.uint64 or a str instead"
+
+
+class _Node(ABC):
+    """One place of the tree, for all items of the batch."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def put(self, position: int, value: Any) -> None:
+        """Stores the value of the item at `position`, or raises `_MismatchError`."""
+
+    @abstractmethod
+    def take(self) -> Any:
+        """Returns what was assembled and lets go of it."""
+
+
+class _ArrayNode(_Node):
+    __slots__ = ("_dtype", "_out", "_shape")
+
+    def __init__(self, count: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        self._dtype = dtype
+        self._shape = shape
+        # Not zeroed: every entry is written before the batch is handed out.
+        self._out: np.ndarray[Any, Any] | None = np.empty((count, *shape), dtype)
+
+    def put(self, position: int, value: Any) -> None:
+        out = self._out
+        assert out is not None
+        if isinstance(value, (np.ndarray, np.generic)):
+            dtype, shape = value.dtype, value.shape
+            if not _is_array(value):
+                self._refuse(value)
+        else:
+            number_dtype = _NUMBERS.get(type(value))
+            if number_dtype is None:
+                self._refuse(value)
+            dtype, shape = number_dtype, ()
+        if dtype is not self._dtype and dtype != self._dtype:
+            raise _MismatchError(_described(value), self._described(), _SAME_DTYPE)
+        if shape != self._shape:
+            raise _MismatchError(_described(value), self._described(), _SAME_SHAPE)
+        try:
+            out[position] = value
+        except OverflowError:
+            raise _MismatchError(f"the integer {value}", "", _INT64) from None
+
+    def take(self) -> Any:
+        out, self._out = self._out, None
+        return out
+
+    def _refuse(self, value: Any) -> NoReturn:
+        raise _MismatchError(_described(value), self._described(), _SAME_FORM)
+
+    def _described(self) -> str:
+        return _array_text(self._dtype, self._shape)
+
+
+class _TensorNode(_Node):
+    __slots__ = ("_first", "_out", "_torch")
+
+    def __init__(self, count: int, value: Any, torch: Any) -> None:
+        self._torch = torch
+        # Its form is all that is needed of the first; an empty one does not hold the item.
+        self._first = (value.dtype, tuple(value.shape), value.device)
+        self._out = torch.empty((count, *value.shape), dtype=value.dtype, device=value.device)
+
+    def put(self, position: int, value: Any) -> None:
+        if not _is_tensor(value, self._torch):
+            raise _MismatchError(_described(value), self._described(), _SAME_FORM)
+        dtype, shape, device = self._first
+        if value.dtype != dtype or value.device != device:
+            raise _MismatchError(_described(value), self._described(), _SAME_DTYPE)
+        if tuple(value.shape) != shape:
+            raise _MismatchError(_described(value), self._described(), _SAME_SHAPE)
+        self._out[position].copy_(value.detach())
+
+    def take(self) -> Any:
+        out, self._out = self._out, None
+        return out
+
+    def _described(self) -> str:
+        return _tensor_text(*self._first)
+
+
+class _ListNode(_Node):
+    """Values that are gathered as they are."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self) -> None:
+        self._values: list[Any] = []
+
+    def put(self, position: int, value: Any) -> None:
+        if _kind(value) != "value":
+            raise _MismatchError(_described(value), _described(self._values[0]), _SAME_FORM)
+        self._values.append(value)
+
+    def take(self) -> Any:
+        values, self._values = self._values, []
+        return values
+
+
+class _DictNode(_Node):
+    __slots__ = ("_children", "_factory", "_type")
+
+    def __init__(self, count: int, first: dict[Any, Any]) -> None:
+        self._type = type(first)
+        self._factory = first.default_factory if isinstance(first, defaultdict) else None
+        self._children = {key: _node_for(value, count) for key, value in first.items()}
+
+    def put(self, position: int, value: Any) -> None:
+        children = self._children
+        if type(value) is not self._type:
+            raise _MismatchError(_described(value), f"a {self._type.__name__}", _SAME_FORM)
+        if len(value) != len(children) or value.keys() != children.keys():
+            raise _MismatchError(
+                f"a {self._type.__name__} with keys {_keys_text(value)}",
+                f"one with keys {_keys_text(children)}",
+                _SAME_FORM,
+            )
+        for key, child in children.items():
+            try:
+                child.put(position, value[key])
+            except _MismatchError as mismatch:
+                mismatch.path.append(f"[{key!r}]")
+                raise
+
+    def take(self) -> Any:
+        taken: dict[Any, Any]
+        taken = defaultdict(self._factory) if self._type is defaultdict else self._type()
+        for key, child in self._children.items():
+            taken[key] = child.take()
+        return taken
+
+
+class _SequenceNode(_Node):
+    __slots__ = ("_children", "_type")
+
+    def __init__(self, count: int, first: Any) -> None:
+        self._type = type(first)
+        self._children = [_node_for(value, count) for value in first]
+
+    def put(self, position: int, value: Any) -> None:
+        children = self._children
+        if type(value) is not self._type:
+            raise _MismatchError(_described(value), f"a {self._type.__name__}", _SAME_FORM)
+        if len(value) != len(children):
+            raise _MismatchError(
+                f"a {self._type.__name__} of length {len(value)}",
+                f"one of length {len(children)}",
+                _SAME_FORM,
+            )
+        place = 0
+        try:
+            for child in children:
+                child.put(position, value[place])
+                place += 1
+        except _MismatchError as mismatch:
+            mismatch.path.append(f"[{place}]")
+            raise
+
+    def take(self) -> Any:
+        taken = [child.take() for child in self._children]
+        if self._type is list:
+            return taken
+        # A named tuple's constructor takes its fields one by one, unless it was overridden.
+        return tuple(taken) if self._type is tuple else tuple.__new__(self._type, taken)
+
+
+class _DataclassNode(_Node):
+    __slots__ = ("_children", "_type")
+
+    def __init__(self, count: int, first: Any) -> None:
+        self._type = type(first)
+        self._children = [
+            (field.name, _node_for(getattr(first, field.name), count))
+            for field in dataclasses.fields(first)
+        ]
+
+    def put(self, position: int, value: Any) -> None:
+        if type(value) is not self._type:
+            raise _MismatchError(_described(value), f"a {self._type.__name__}", _SAME_FORM)
+        for name, child in self._children:
+            try:
+                child.put(position, getattr(value, name))
+            except _MismatchError as mismatch:
+                mismatch.path.append(f".{name}")
+                raise
+
+    def take(self) -> Any:
+        taken = object.__new__(self._type)
+        for name, child in self._children:
+            object.__setattr__(taken, name, child.take())  # also where it is frozen
+        return taken
+
+
+# What a number becomes. Subclasses, such as members of an IntEnum, say more than their number and
+# are gathered as they are.
+_NUMBERS: dict[type, np.dtype[Any]] = {
+    bool: np.dtype(np.bool_),
+    int: np.dtype(np.int64),
+    float: np.dtype(np.float64),
+    complex: np.dtype(np.complex128),
+}
+_DICTS = (dict, OrderedDict, defaultdict)
+
+
+def _is_array(value: Any) -> bool:
+    """True for arrays and scalars that a plain array holds without loss."""
+    if isinstance(value, np.generic):
+        return not isinstance(value, (np.str_, np.bytes_, np.object_))
+    # Other subclasses of ndarray mean something (a mask, a unit) that a plain array would drop.
+    return type(value) in (np.ndarray, np.memmap) and not value.dtype.hasobject
+
+
+def _is_tensor(value: Any, torch: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided
+
+
+def _torch() -> Any | None:
+    """The torch module if the program has imported it; it is never imported here."""
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and hasattr(torch, "Tensor") else None
+
+
+def _kind(value: Any) -> str:
+    """How a value is assembled. The order matters: NumPy's float64 is a float."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return "array" if _is_array(value) else "value"
+    cls = type(value)
+    if cls in _NUMBERS:
+        return "array"
+    if cls is str or value is None or cls is bytes:
+        return "value"
+    if cls in _DICTS:
+        return "dict"
+    if cls is list or cls is tuple or (isinstance(value, tuple) and hasattr(cls, "_fields")):
+        return "sequence"
+    torch = _torch()
+    if torch is not None and _is_tensor(value, torch):
+        return "tensor"
+    if dataclasses.is_dataclass(cls):
+        return "dataclass"
+    return "value"
+
+
+def _node_for(value: Any, count: int) -> _Node:
+    kind = _kind(value)
+    if kind == "array":
+        number_dtype = _NUMBERS.get(type(value))
+        if number_dtype is not None:
+            return _ArrayNode(count, number_dtype, ())
+        return _ArrayNode(count, value.dtype, value.shape)
+    if kind == "dict":
+        return _DictNode(count, value)
+    if kind == "sequence":
+        return _SequenceNode(count, value)
+    if kind == "tensor":
+        return _TensorNode(count, value, _torch())
+    if kind == "dataclass":
+        return _DataclassNode(count, value)
+    return _ListNode()
+
+
+def _described(value: Any) -> str:
+    """A value in a message: an array by its form, anything else by its type and value."""
+    kind = _kind(value)
+    if kind == "array" and isinstance(value, np.ndarray):
+        return _array_text(value.dtype, value.shape)
+    if kind == "tensor":
+        return _tensor_text(value.dtype, tuple(value.shape), value.device)
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    return f"the {type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _array_text(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    return f"a number of dtype {dtype}" if shape == () else f"{dtype} of shape {shape}"
+
+
+def _tensor_text(dtype: Any, shape: tuple[int, ...], device: Any) -> str:
+    return f"a {dtype} tensor of shape {shape} on {device}"
+
+
+def _keys_text(mapping: dict[Any, Any]) -> str:
+    text = ", ".join(repr(key) for key in mapping)
+    return f"{{{text if len(text) <= 200 else text[:197] + '...'}}}"

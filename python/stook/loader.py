@@ -1,0 +1,503 @@
+"""The loader: elements of a source, made by user code, here or in worker processes."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import secrets
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from . import _core
+from ._inline import InlinePool
+from ._iterator import LoaderIterator
+from ._progress import ProgressIterator, import_tqdm
+from ._task import LoaderTask
+from .errors import StookError
+from .options import MultiprocessingOptions, _shown, check_bool, check_int
+from .stats import LoaderStats
+
+__all__ = ["DataLoader", "LoaderIterator"]
+
+_OWNER = "DataLoader"
+_MAX_LENGTH = 1 << 62
+
+
+class DataLoader:
+    """Elements of a source, made by user code in worker processes or in this one.
+
+    Iterating gives the elements of one pass (`num_epochs` epochs). Iterating again gives the next
+    pass, by the same worker processes, and goes on counting epochs: shuffling and random draws
+    differ from pass to pass. A pass that was left early counts the epoch of its last element. A
+    loader has one pass at a time: a new iterator closes the one before it.
+
+    The same elements come in the same order, with the same random draws and errors, for any number
+    of workers, `num_workers=0` (everything in this process) included.
+
+    A `with` block, `close()` or dropping the loader ends the worker processes. Arrays that were
+    delivered stay valid.
+
+    Args:
+      source: Anything with `__len__` and `__getitem__` over 0..n-1, of which only indices cross to
+        the workers and whose length is read once; or an iterable, whose items cross. What has both
+        protocols is indexed. An iterator can be run through once: pass something that starts anew,
+        such as a list, for more than one epoch or pass.
+      transform: A callable, or a list or tuple of callables that are called one after the other, on
+        each item, in the worker. `None`: items are delivered as they are.
+      options: Worker processes; without it everything runs in this process.
+      batch_size: Items that are assembled into one element, in the worker (see
+        `stook.collate.Assembler` for what becomes of the leaves); `None`: one item is one element.
+        Batches do not cross epochs; the last one of an epoch may be shorter.
+      drop_remainder: Leave that shorter one out.
+      collate: Makes an element of the list of a batch's items, instead of the assembling above.
+      shuffle: Take the items in a different order every epoch. Needs a source that can be indexed.
+      seed: What the order and the random draws of user code depend on: `random` and NumPy's global
+        generator are seeded for each element from (seed, epoch, position). With `num_workers=0` the
+        generators are put back afterwards, so that the consumer's own draws are not disturbed.
+        `None`: a different order each time, and the generators are left alone.
+      num_epochs: Epochs in one pass; `None`: without end.
+      ordered: `False` hands elements out as they finish.
+      on_error: `"raise"`: what user code raises is raised by `next()`; the iterator goes on working
+        and then gives the next element.
+      progress: Show a tqdm bar: elements, MB/s, share of the time spent waiting for elements.
+
+    Raises:
+      TypeError: An argument is of the wrong type, or the source is a mapping, a data frame, a `str`
+        or `bytes`; the message says what to pass instead.
+      ValueError: An argument has a value that is not allowed or contradicts another.
+      ImportError: `progress` is set and tqdm is not installed.
+
+    Example:
+      >>> import stook
+      >>> loader = stook.DataLoader(range(5), lambda x: {"square": x * x}, batch_size=2)
+      >>> [batch["square"].tolist() for batch in loader]
+      [[0, 1], [4, 9], [16]]
+      >>> len(loader)
+      3
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        transform: Callable[[Any], Any] | Sequence[Callable[[Any], Any]] | None = None,
+        *,
+        options: MultiprocessingOptions = MultiprocessingOptions(),  # noqa: B008 (frozen)
+        batch_size: int | None = None,
+        drop_remainder: bool = False,
+        collate: Callable[[list[Any]], Any] | None = None,
+        shuffle: bool = False,
+        seed: int | None = 0,
+        num_epochs: int | None = 1,
+        ordered: bool = True,
+        on_error: str = "raise",
+        progress: bool = False,
+    ) -> None:
+        self._closed = True  # until it is whole: __repr__ and close() of a half-made one
+        if not isinstance(options, MultiprocessingOptions):
+            raise TypeError(
+                f"{_OWNER}: options must be a stook.MultiprocessingOptions, got {_shown(options)};"
+                " for n workers pass options=stook.MultiprocessingOptions(num_workers=n)"
+            )
+        self._options = options
+        self._transforms = _check_transform(transform)
+        self._batch_size = (
+            None if batch_size is None else check_int(_OWNER, "batch_size", batch_size, 1)
+        )
+        self._drop_remainder = check_bool(_OWNER, "drop_remainder", drop_remainder)
+        if collate is not None and not callable(collate):
+            raise TypeError(
+                f"{_OWNER}: collate must be None or a callable that takes the list of a batch's"
+                f" items, got {_shown(collate)}"
+            )
+        self._collate = collate
+        if self._batch_size is None and (self._drop_remainder or collate is not None):
+            name = "drop_remainder" if self._drop_remainder else "collate"
+            raise ValueError(f"{_OWNER}: {name} is about batches; it needs batch_size")
+        self._shuffle = check_bool(_OWNER, "shuffle", shuffle)
+        self._seed = None if seed is None else check_int(_OWNER, "seed", seed, 0, (1 << 64) - 1)
+        self._num_epochs = (
+            None if num_epochs is None else check_int(_OWNER, "num_epochs", num_epochs, 1)
+        )
+        self._ordered = check_bool(_OWNER, "ordered", ordered)
+        if on_error != "raise":
+            raise ValueError(f"{_OWNER}: on_error must be 'raise', got {_shown(on_error)}")
+        self._bar_class = import_tqdm() if check_bool(_OWNER, "progress", progress) else None
+
+        self._next_epoch = 0
+        self._pass: _Pass | None = None
+        self._iterator: weakref.ref[LoaderIterator] | None = None
+        self._lock = threading.RLock()
+        self._pool: Any = None
+        self._pool_task: LoaderTask | None = None
+        self._finalizer: Callable[[], Any] | None = None
+        self._set_source(source)
+        self._closed = False
+
+    # ---- the source ------------------------------------------------------------------------------
+
+    def _set_source(self, source: Any) -> None:
+        length = _random_access_length(source)
+        if length is None:
+            if self._shuffle:
+                raise ValueError(
+                    f"{_OWNER}: shuffle=True needs a source with __len__ and __getitem__, got"
+                    f" {_shown(source)}; pass a list, or shuffle where the items come from"
+                )
+            if _is_iterator(source) and self._num_epochs != 1:
+                raise ValueError(
+                    f"{_OWNER}: the source {_shown(source)} is an iterator, which can be run"
+                    f" through once, and num_epochs={self._num_epochs} needs one that starts anew"
+                    " for each epoch, such as a list or an object with __iter__"
+                )
+        elif self._num_epochs is None and self._jobs_in(length) == 0:
+            raise ValueError(
+                f"{_OWNER}: num_epochs=None goes through the source for ever, and an epoch of it"
+                f" has no element: its length is {length}"
+                + ("" if length == 0 else f", batch_size={self._batch_size}, drop_remainder=True")
+            )
+        self._source = source
+        self._length = length
+        self._source_used = False
+        self._task = LoaderTask(
+            None if length is None else source,
+            self._transforms,
+            self._batch_size,
+            self._collate,
+            self._seed,
+        )
+
+    def _jobs_in(self, length: int) -> int:
+        """Elements of one epoch over so many items."""
+        if self._batch_size is None:
+            return length
+        whole, rest = divmod(length, self._batch_size)
+        return whole + (1 if rest and not self._drop_remainder else 0)
+
+    def update(self, source: Any) -> None:
+        """Takes another source from the next pass on; a pass that is under way keeps the old one.
+
+        The workers keep the source they were started with, so a change *within* a source does not
+        reach them; this call does. Epochs are counted on.
+
+        Args:
+          source: As for the constructor, and held against the same arguments.
+
+        Raises:
+          TypeError, ValueError: As the constructor does; the loader then keeps its old source.
+          StookError: The loader is closed.
+        """
+        with self._lock:
+            self._check_open("update()")
+            self._set_source(source)
+
+    # ---- iterating -------------------------------------------------------------------------------
+
+    def __iter__(self) -> LoaderIterator:
+        with self._lock:
+            self._check_open("iterating")
+            if self._length is None and _is_iterator(self._source):
+                if self._source_used:
+                    raise StookError(
+                        f"{_OWNER}: the source {_shown(self._source)} is an iterator and was run"
+                        " through before; call update() with a new one, or pass something that"
+                        " starts anew, such as a list or an object with __iter__"
+                    )
+                self._source_used = True
+            self._end_pass()
+            pool = self._ready_pool()
+            before = pool.stats()
+            jobs, epochs_begun = self._jobs()
+            iterator: LoaderIterator = pool.iterate(jobs, ordered=self._ordered)
+            # `for x in DataLoader(...)` holds the iterator alone, and a dropped loader ends its
+            # workers.
+            iterator._loader = self  # type: ignore[attr-defined]
+            self._pass = _Pass(before.elements + before.errors, epochs_begun)
+            if self._bar_class is not None:
+                iterator = ProgressIterator(iterator, self._known_length(), self._bar_class)
+            self._iterator = weakref.ref(iterator)
+            return iterator
+
+    def _ready_pool(self) -> Any:
+        """What makes the elements, with the present task; started when first needed."""
+        if self._pool is None:
+            if self._options.num_workers == 0:
+                self._pool = InlinePool(self._task)
+            else:
+                from . import _processes
+
+                self._pool = _processes.start(self._task, self._options)
+            # Not __del__: also when the interpreter exits, and free of references to this object.
+            self._finalizer = weakref.finalize(self, self._pool.close)
+        elif self._pool_task is not self._task:
+            self._pool.update(self._task)
+        self._pool_task = self._task
+        return self._pool
+
+    def _jobs(self) -> tuple[Iterator[Any], Callable[[int], int]]:
+        """The jobs of the next pass, and the function that is its `_Pass.epochs_begun`."""
+        if self._length is None:
+            jobs = _IterableJobs(
+                self._source,
+                self._batch_size,
+                self._drop_remainder,
+                self._next_epoch,
+                self._num_epochs,
+            )
+            return iter(jobs), jobs.epochs_begun
+        shuffle_seed: int | None = None
+        if self._shuffle:
+            shuffle_seed = secrets.randbits(64) if self._seed is None else self._seed
+        plan = _core.IndexPlan(
+            self._length,
+            self._batch_size or 0,
+            self._drop_remainder,
+            shuffle_seed,
+            self._next_epoch,
+            self._num_epochs,
+        )
+        per_epoch = self._jobs_in(self._length)
+        return plan, lambda delivered: -(-delivered // per_epoch) if per_epoch else 0
+
+    def _end_pass(self) -> None:
+        """Closes the iterator of the pass under way, if there is one, and settles its epochs."""
+        iterator = self._iterator() if self._iterator is not None else None
+        if iterator is not None:
+            iterator.close()
+        self._iterator = None
+        if self._pass is not None:
+            stats = self.stats()
+            delivered = stats.elements + stats.errors - self._pass.delivered_before
+            self._next_epoch += self._pass.epochs_begun(delivered)
+            self._pass = None
+
+    def _known_length(self) -> int | None:
+        """Elements of one pass, or `None` where that is unknown or without end."""
+        if self._num_epochs is None:
+            return None
+        length = self._length
+        if length is None:
+            if not hasattr(type(self._source), "__len__"):
+                return None
+            length = len(self._source)
+        return self._jobs_in(length) * self._num_epochs
+
+    def __len__(self) -> int:
+        """Elements of one pass.
+
+        Raises:
+          TypeError: The source is an iterable without a length, or `num_epochs` is `None`.
+        """
+        length = self._known_length()
+        if length is None:
+            reason = (
+                "num_epochs=None is without end"
+                if self._num_epochs is None
+                else f"its source, a {type(self._source).__name__}, has none"
+            )
+            raise TypeError(f"this DataLoader has no length: {reason}")
+        return length
+
+    # ---- the rest --------------------------------------------------------------------------------
+
+    def stats(self) -> LoaderStats:
+        """Counts over all passes so far; also after `close()`."""
+        with self._lock:
+            if self._pool is None:
+                return LoaderStats()
+            stats: LoaderStats = self._pool.stats()
+            return stats
+
+    def close(self) -> None:
+        """Ends the pass under way and the worker processes, at once, also one stuck in user code.
+
+        Arrays that were delivered stay valid. Closing again does nothing; iterating or updating
+        raises a `StookError`.
+        """
+        if self._closed:
+            return
+        with self._lock:
+            self._closed = True
+            self._end_pass()
+            if self._finalizer is not None:
+                self._finalizer()
+
+    def _check_open(self, what: str) -> None:
+        if self._closed:
+            raise StookError(f"{_OWNER}: {what} after close(); make a new loader")
+
+    def __enter__(self) -> DataLoader:
+        self._check_open("entering a with block")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if not hasattr(self, "_source"):
+            return "<stook.DataLoader (not made)>"
+        size = self._known_length()
+        return (
+            f"<stook.DataLoader over a {type(self._source).__name__}:"
+            f" {'?' if size is None else size} elements,"
+            f" num_workers={self._options.num_workers}"
+            f"{', closed' if self._closed else ''}>"
+        )
+
+
+class _Pass:
+    """What must be known of a pass after its iterator was dropped."""
+
+    __slots__ = ("delivered_before", "epochs_begun")
+
+    def __init__(self, delivered_before: int, epochs_begun: Callable[[int], int]) -> None:
+        # Elements and errors that the loader's earlier passes delivered.
+        self.delivered_before = delivered_before
+        # How many of this pass's epochs were begun, from how many of its elements were delivered.
+        self.epochs_begun = epochs_begun
+
+
+class _IterableJobs:
+    """The jobs of one pass through an iterable, drawn from it when they are asked for."""
+
+    def __init__(
+        self,
+        source: Iterable[Any],
+        batch_size: int | None,
+        drop_remainder: bool,
+        first_epoch: int,
+        num_epochs: int | None,
+    ) -> None:
+        self._source = source
+        self._batch_size = batch_size
+        self._drop_remainder = drop_remainder
+        self._first_epoch = first_epoch
+        self._num_epochs = num_epochs
+        self._starts: list[int] = []  # jobs given out before each epoch that was begun
+
+    def __iter__(self) -> Iterator[tuple[int, int, Any]]:
+        given = 0
+        for number in itertools.count():
+            if number == self._num_epochs:
+                return
+            epoch = self._first_epoch + number
+            self._starts.append(given)
+            for position, payload in enumerate(self._payloads()):
+                given += 1
+                yield epoch, position, payload
+            if self._num_epochs is None and given == self._starts[-1]:
+                raise ValueError(
+                    f"{_OWNER}: the source {_shown(self._source)} gave no element in epoch {epoch},"
+                    " and num_epochs=None would ask it for ever"
+                )
+
+    def _payloads(self) -> Iterator[Any]:
+        if self._batch_size is None:
+            yield from self._source
+            return
+        batch: list[Any] = []
+        for item in self._source:
+            batch.append(item)
+            if len(batch) == self._batch_size:
+                full, batch = batch, []
+                yield full
+        if batch and not self._drop_remainder:
+            yield batch
+
+    def epochs_begun(self, delivered: int) -> int:
+        """Epochs of which an element is among the first `delivered`."""
+        return bisect.bisect_left(self._starts, delivered)
+
+
+def _check_transform(transform: Any) -> tuple[Callable[[Any], Any], ...]:
+    if transform is None:
+        return ()
+    if callable(transform):
+        return (transform,)
+    if isinstance(transform, (list, tuple)):
+        for place, step in enumerate(transform):
+            if not callable(step):
+                raise TypeError(
+                    f"{_OWNER}: transform[{place}] must be a callable, got {_shown(step)}"
+                )
+        return tuple(transform)
+    raise TypeError(
+        f"{_OWNER}: transform must be None, a callable, or a list or tuple of callables, got"
+        f" {_shown(transform)}"
+    )
+
+
+def _is_iterator(source: Any) -> bool:
+    """True for what can be run through once: generators, open files, `map` objects."""
+    return isinstance(source, Iterator)
+
+
+def _random_access_length(source: Any) -> int | None:
+    """The length of a source that is indexed, or `None` for an iterable.
+
+    Raises:
+      TypeError: It is neither, or a kind of object whose items are a guess.
+    """
+    kind = type(source)
+    if isinstance(source, (str, bytes, bytearray)):
+        raise TypeError(
+            f"{_OWNER}: the source is one {kind.__name__}, {_shown(source)}; pass a list of items"
+            f" (for a single one: [{_shown(source)}])"
+        )
+    _refuse_tables(source)
+    if isinstance(source, Mapping) or (hasattr(kind, "keys") and hasattr(kind, "__getitem__")):
+        raise TypeError(
+            f"{_OWNER}: the source is a mapping, a {kind.__name__}, whose keys are not 0..n-1; pass"
+            " list(source.values()), or list(source.items()) for pairs of key and value"
+        )
+    if hasattr(kind, "__getitem__") and hasattr(kind, "__len__") and not _is_torch_iterable(kind):
+        try:
+            length = len(source)
+        except TypeError as error:  # an array of shape (), for instance
+            raise TypeError(f"{_OWNER}: the source has no length: {error}") from error
+        if length > _MAX_LENGTH:
+            raise ValueError(f"{_OWNER}: the source has {length} items, more than 2**62")
+        return length
+    if hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
+        return None
+    raise TypeError(
+        f"{_OWNER}: the source must have __len__ and __getitem__, or be an iterable, got"
+        f" {_shown(source)}"
+    )
+
+
+def _refuse_tables(source: Any) -> None:
+    """Data frames are indexed by label and iterated by column: no item of theirs is a row."""
+    for kind in type(source).__mro__:
+        library = kind.__module__.partition(".")[0]
+        if library in ("pandas", "modin", "cudf") and kind.__name__ == "Series":
+            raise TypeError(
+                f"{_OWNER}: the source is a {library} Series, which is indexed by label; pass"
+                " source.to_numpy() or source.tolist()"
+            )
+        if kind.__name__ in ("DataFrame", "LazyFrame") or (
+            library == "pyarrow" and kind.__name__ in ("Table", "RecordBatch")
+        ):
+            rows = {
+                "polars": "source.to_dicts()",
+                "pyarrow": "source.to_pylist()",
+            }.get(library, 'source.to_dict("records")')
+            raise TypeError(
+                f"{_OWNER}: the source is a {library} {kind.__name__}, whose items are columns;"
+                f" pass a list of its rows, such as {rows}"
+            )
+
+
+def _is_torch_iterable(kind: type) -> bool:
+    """True for torch's IterableDataset: its `__getitem__` raises, and it may have a length."""
+    return any(
+        base.__name__ == "IterableDataset" and base.__module__.startswith("torch.")
+        for base in kind.__mro__
+    )
