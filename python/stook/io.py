@@ -1,0 +1,168 @@
+"""Reading images without the GIL, straight into the memory of the result.
+
+JPEG is decoded by libjpeg-turbo; the pixels are those of its own `djpeg`, bit for bit. In a worker
+process of Stook the result is born in shared memory, as every array is that NumPy allocates there.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from stook import _core
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Buffer
+
+__all__ = ["DEFAULT_MAX_PIXELS", "JpegInfo", "decode_jpeg", "jpeg_info"]
+
+DEFAULT_MAX_PIXELS = 178_956_970
+"""Pixels above which an image counts as a decompression bomb unless the caller says otherwise.
+
+The number at which Pillow raises `DecompressionBombError`: twice its `MAX_IMAGE_PIXELS`, which is
+what fits a quarter of a gibibyte at 3 bytes a pixel. As RGB that is an array of 512 MiB.
+"""
+
+_UNLIMITED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class JpegInfo:
+    """What the header of a JPEG says.
+
+    Attributes:
+        width: Columns as stored, in pixels, before any turning by `orientation`.
+        height: Rows as stored, in pixels.
+        components: Colour components: 1 (grey), 3 or 4 in practice.
+        color_space: How the components are to be read: `"grayscale"`, `"YCbCr"`, `"RGB"`, `"CMYK"`,
+            `"YCCK"`, or `"unknown"`, which `decode_jpeg` does not accept.
+        subsampling: Resolution of the colour components in the usual notation, such as `"4:2:0"`;
+            None for grey images and for sampling factors without a name.
+        progressive: Whether the image comes in several scans of growing detail.
+        arithmetic: Whether it is coded arithmetically instead of with Huffman codes.
+        orientation: Exif orientation, 1 to 8. 1 means upright, and also stands for a file that
+            names none, an invalid one, or whose Exif data are damaged.
+    """
+
+    width: int
+    height: int
+    components: int
+    color_space: str
+    subsampling: str | None
+    progressive: bool
+    arithmetic: bool
+    orientation: int
+
+
+def decode_jpeg(
+    source: str | os.PathLike[str] | Buffer,
+    *,
+    mode: Literal["RGB", "L"] = "RGB",
+    out: NDArray[np.uint8] | None = None,
+    max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    allow_truncated: bool = False,
+    apply_orientation: bool = False,
+) -> NDArray[np.uint8]:
+    """Decodes a JPEG into an array.
+
+    The GIL is not held while the file is read and decoded, so threads decode in parallel.
+
+    Colours are handed on as stored; embedded colour profiles are not applied. Grey images become
+    RGB by repeating the value. `"L"` of a YCbCr image is its first component, as stored. CMYK and
+    YCCK become RGB as `round(C * K / 255)` and so on, where a file with an Adobe marker holds
+    inverted values (255 means no ink) and any other file is inverted first; `"L"` is then the luma
+    of that RGB.
+
+    Args:
+        source: A path (`str` or `os.PathLike`), or the JPEG itself: `bytes` or any C-contiguous
+            buffer of bytes, such as a `memoryview`, a `bytearray` or a `uint8` array. It must not
+            be changed while it is decoded.
+        mode: `"RGB"` for an array of shape (height, width, 3), `"L"` (luma) for (height, width).
+        out: The array to decode into instead of a new one: dtype `uint8`, exactly the right shape,
+            writable. Rows may lie apart (or upside down), pixels of a row must be contiguous.
+            After an error its content is undefined.
+        max_pixels: The most pixels (width times height) that the header may name; `None` for no
+            limit. Checked before any memory is taken for them.
+        allow_truncated: Accept an image whose data end early, and fill in what is missing as
+            libjpeg does: grey, or the last known coarse version of a progressive image. The
+            header must be complete.
+        apply_orientation: Turn and mirror the image the way its Exif orientation says. Where
+            that is a quarter turn, height and width of the result change places.
+
+    Returns:
+        `out`, or a new C-contiguous `uint8` array.
+
+    Raises:
+        DecodeError: If `source` is empty, no JPEG, of an unsupported kind (12 bits a sample,
+            lossless, components of unknown meaning), corrupt, truncated, larger than `max_pixels`,
+            or has more than 100 scans. The message names the source and the decoder's reason.
+        OSError: If the file cannot be read, for example `FileNotFoundError` or
+            `IsADirectoryError`, with `errno` and `filename`; `EFBIG` above 1 GiB.
+        TypeError: If `source` is neither path nor buffer of bytes, or `out` is not a `uint8` array.
+        ValueError: If `mode` is unknown, `max_pixels` below 1, `source` not contiguous, or `out`
+            has the wrong shape or layout, is read-only, or shares memory with `source`.
+        MemoryError: If there is no memory for the result or for decoding.
+
+    Example:
+        >>> import base64
+        >>> import stook.io
+        >>> jpeg = base64.b64decode(
+        ...     "/9j/2wBDAAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB"
+        ...     "AQEBAQEBAQEBAQEBAQEBAQH/wAALCAACAAMBAREA/8QAFAABAAAAAAAAAAAAAAAAAAAACv/E"
+        ...     "ABkQAAIDAQAAAAAAAAAAAAAAAAUJADl4tf/aAAgBAQAAPwBPSCKbV7Z/D9w9P//Z"
+        ... )
+        >>> stook.io.decode_jpeg(jpeg, mode="L")
+        array([[  0, 128, 255],
+               [  0, 128, 255]], dtype=uint8)
+        >>> stook.io.decode_jpeg(jpeg).shape
+        (2, 3, 3)
+        >>> stook.io.decode_jpeg(jpeg[:-1])
+        Traceback (most recent call last):
+        ...
+        stook.errors.DecodeError: cannot decode <bytes of 155 bytes>: Premature end of ...
+    """
+    if mode not in ("RGB", "L"):
+        raise ValueError(f'mode must be "RGB" or "L", not {mode!r}')
+    limit = _UNLIMITED if max_pixels is None else operator.index(max_pixels)
+    if limit < 1:
+        raise ValueError(f"max_pixels must be at least 1, or None for no limit, not {max_pixels}")
+    gray = mode == "L"
+    return _core.decode_jpeg(
+        source, out, gray, min(limit, _UNLIMITED), allow_truncated, apply_orientation
+    )
+
+
+def jpeg_info(source: str | os.PathLike[str] | Buffer) -> JpegInfo:
+    """Reads the header of a JPEG, without decoding and, from a file, without reading all of it.
+
+    Args:
+        source: As for `decode_jpeg`.
+
+    Returns:
+        What the header says. Nothing in it is a promise that the image behind it can be decoded.
+
+    Raises:
+        DecodeError: If `source` is empty, no JPEG, of an unsupported kind, or ends before the image
+            data begin.
+        OSError: If the file cannot be read, with `errno` and `filename`.
+        TypeError: If `source` is neither path nor buffer of bytes.
+        ValueError: If `source` is not contiguous.
+
+    Example:
+        >>> import base64
+        >>> import stook.io
+        >>> jpeg = base64.b64decode(
+        ...     "/9j/2wBDAAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB"
+        ...     "AQEBAQEBAQEBAQEBAQEBAQH/wAALCAACAAMBAREA/8QAFAABAAAAAAAAAAAAAAAAAAAACv/E"
+        ...     "ABkQAAIDAQAAAAAAAAAAAAAAAAUJADl4tf/aAAgBAQAAPwBPSCKbV7Z/D9w9P//Z"
+        ... )
+        >>> info = stook.io.jpeg_info(jpeg)
+        >>> info.width, info.height, info.color_space, info.orientation
+        (3, 2, 'grayscale', 1)
+    """
+    return JpegInfo(*_core.jpeg_info(source))

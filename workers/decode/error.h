@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace stook::decode {
+
+/// Why an image could not be decoded. What the bytes are, not what the caller did.
+enum class ErrorCode : std::uint8_t {
+  kOk,
+  kEmpty,          // no bytes at all
+  kNotJpeg,        // does not start with the start-of-image marker
+  kUnsupported,    // a JPEG, but of a kind libjpeg-turbo cannot decode to 8-bit samples
+  kCorrupt,        // the coded data contradict themselves, so the pixels cannot be trusted
+  kTruncated,      // the data end before the end-of-image marker, or the marker comes too early
+  kTooManyPixels,  // the header names more pixels than the caller allows
+  kTooManyScans,   // a progressive image with more scans than any honest encoder writes
+  kMemoryLimit,    // libjpeg would need more working memory than the caller allows
+  kOutOfMemory,    // malloc failed
+};
+
+/// Result of a decoding step: kOk, or the reason together with the decoder's own words.
+struct [[nodiscard]] Error {
+  ErrorCode code = ErrorCode::kOk;
+  std::string text;
+
+  /// True where something went wrong.
+  explicit operator bool() const noexcept { return code != ErrorCode::kOk; }
+};
+
+}  // namespace stook::decode
