@@ -83,7 +83,7 @@ format: setup
 
 bench: setup $(STAMPS)/demo $(STAMPS)/interop
 	@cmake --preset release >/dev/null && cmake --build --preset release --target benchmarks
-	@$(PY) benchmarks/python/run.py
+	@$(PY) benchmarks/python/compare.py
 
 clean:
 	rm -rf build .venv

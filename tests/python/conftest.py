@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+import numpy  # noqa: F401 - starts OpenBLAS's threads, which are no test's fault.
 import pytest
 
 from leftovers import KINDS, RUN_MARK, Snapshot, left_since
