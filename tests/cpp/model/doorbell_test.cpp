@@ -1,0 +1,210 @@
+// Every execution of the doorbell: a sleeper that nobody wakes is a deadlock of the scenario.
+#include "shm/doorbell.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "shm/ring.h"
+#include "tests/cpp/model/checker.h"
+#include "tests/cpp/model/model_test.h"
+
+namespace stook::model {
+namespace {
+
+using Counter = ModelAtomics::Atomic<std::uint64_t>;
+
+struct Doorbell {
+  shm::DoorbellWord<ModelAtomics> word{};
+  EventFd bell;
+};
+
+// Waits until `look()` finds something: look, announce, look once more, sleep.
+template <class Look>
+void await(Doorbell* door, std::uint64_t reason, const Look& look) {
+  while (!look()) {
+    shm::announce_sleep(door->word, reason);
+    if (look()) {
+      shm::wake_up(door->word);
+      return;
+    }
+    door->bell.poll();
+    door->bell.drain();
+    shm::wake_up(door->word);
+  }
+}
+
+void wake(Doorbell* door, std::uint64_t reason) {
+  if (shm::take_sleeper(door->word, [=](std::uint64_t asked) { return (asked & reason) != 0; })) {
+    door->bell.ring();
+  }
+}
+
+// One sleeper waits for `items` things, which as many wakers publish.
+NamedScenario publish(std::uint64_t wakers, std::uint64_t items_each) {
+  return {std::to_string(wakers) + " wakers", [=](Scenario& scenario) {
+            auto* door = scenario.make<Doorbell>();
+            auto* published = scenario.make<Counter>(0u);
+            scenario.thread("sleeper", [=] {
+              for (std::uint64_t i = 1; i <= wakers * items_each; ++i) {
+                await(door, 1, [=] { return published->load(std::memory_order_acquire) >= i; });
+              }
+            });
+            for (std::uint64_t waker = 0; waker < wakers; ++waker) {
+              scenario.thread("waker", [=] {
+                for (std::uint64_t i = 0; i < items_each; ++i) {
+                  published->fetch_add(1, std::memory_order_release);
+                  wake(door, 1);
+                }
+              });
+            }
+          }};
+}
+
+// The sleeper waits for either of two things, then for the other; each waker knows only one.
+NamedScenario reasons() {
+  return {"two reasons", [](Scenario& scenario) {
+            auto* door = scenario.make<Doorbell>();
+            auto* first = scenario.make<Counter>(0u);
+            auto* second = scenario.make<Counter>(0u);
+            const auto is_set = [](Counter* flag) {
+              return flag->load(std::memory_order_acquire) != 0;
+            };
+            scenario.thread("sleeper", [=] {
+              await(door, 1 | 2, [=] { return is_set(first) || is_set(second); });
+              await(door, 1, [=] { return is_set(first); });
+              await(door, 2, [=] { return is_set(second); });
+            });
+            scenario.thread("first", [=] {
+              first->store(1, std::memory_order_release);
+              wake(door, 1);
+            });
+            scenario.thread("second", [=] {
+              second->store(1, std::memory_order_release);
+              wake(door, 2);
+            });
+          }};
+}
+
+// Two sleepers wait for one thing; the waker rings both behind one fence.
+NamedScenario ring_all() {
+  return {"one waker, two sleepers", [](Scenario& scenario) {
+            auto* doors = scenario.make<std::array<Doorbell, 2>>();
+            auto* published = scenario.make<Counter>(0u);
+            for (std::size_t i = 0; i < 2; ++i) {
+              scenario.thread("sleeper", [=] {
+                await(&(*doors)[i], 1,
+                      [=] { return published->load(std::memory_order_relaxed) != 0; });
+              });
+            }
+            scenario.thread("waker", [=] {
+              published->store(1, std::memory_order_relaxed);
+              shm::doorbell_fence<ModelAtomics>();
+              for (Doorbell& door : *doors) {
+                if (shm::take_sleeper_after_fence(door.word, [](std::uint64_t) { return true; })) {
+                  door.bell.ring();
+                }
+              }
+            });
+          }};
+}
+
+// A ring of one slot, with a doorbell each way: the producer sleeps when it is full, the consumer
+// when it is empty.
+NamedScenario both_directions() {
+  return {"both directions", [](Scenario& scenario) {
+            struct Slot {
+              ModelVar<std::uint64_t> value;
+            };
+            struct Shared {
+              shm::RingPositions<ModelAtomics> positions{};
+              Slot slots[1];
+            };
+            auto* shared = scenario.make<Shared>();
+            auto* not_empty = scenario.make<Doorbell>();
+            auto* not_full = scenario.make<Doorbell>();
+            scenario.thread("producer", [=] {
+              shm::RingWriter<Slot, ModelAtomics> writer(shared->positions, shared->slots, 1);
+              for (std::uint64_t i = 0; i < 2; ++i) {
+                Slot* slot = nullptr;
+                await(not_full, 1, [&] { return (slot = writer.prepare()) != nullptr; });
+                slot->value = i;
+                writer.publish();
+                wake(not_empty, 1);
+              }
+            });
+            scenario.thread("consumer", [=] {
+              shm::RingReader<Slot, ModelAtomics> reader(shared->positions, shared->slots, 1);
+              for (std::uint64_t i = 0; i < 2; ++i) {
+                const Slot* slot = nullptr;
+                await(not_empty, 1, [&] { return (slot = reader.front()) != nullptr; });
+                require(slot->value == i, "a slot is lost, repeated or overtaken");
+                reader.pop();
+                wake(not_full, 1);
+              }
+            });
+          }};
+}
+
+class DoorbellModel : public ModelTest {};
+
+std::vector<NamedScenario> scenarios() {
+  return {publish(1, 1), publish(1, 2), publish(2, 1), reasons(), ring_all(), both_directions()};
+}
+
+TEST_F(DoorbellModel, NoWakeUpIsLost) {
+  for (const NamedScenario& scenario : scenarios()) {
+    const Report report = explore(scenario.build);
+    EXPECT_TRUE(report.passed()) << scenario.name << ": " << report;
+  }
+}
+
+TEST_F(DoorbellModel, BothFencesAreNeededAndNothingLessWillDo) {
+  int tried = 0;
+  EXPECT_EQ(surviving_weakenings(scenarios(), "shm/doorbell.h", &tried),
+            std::vector<std::string>{});
+  EXPECT_EQ(tried, 4);
+}
+
+// The sleeper must look again between announcing and sleeping.
+TEST_F(DoorbellModel, SleepingWithoutASecondLookLosesAWakeUp) {
+  const Report report = explore([](Scenario& scenario) {
+    auto* door = scenario.make<Doorbell>();
+    auto* published = scenario.make<Counter>(0u);
+    scenario.thread("sleeper", [=] {
+      if (published->load(std::memory_order_acquire) != 0) return;
+      shm::announce_sleep(door->word, 1);
+      door->bell.poll();
+    });
+    scenario.thread("waker", [=] {
+      published->store(1, std::memory_order_release);
+      wake(door, 1);
+    });
+  });
+  EXPECT_EQ(report.failure, "deadlock: nobody wakes sleeper") << report;
+}
+
+// Of several wakers one rings: a sleeper costs one system call.
+TEST_F(DoorbellModel, OneWakerRings) {
+  const Report report = explore([](Scenario& scenario) {
+    struct Shared {
+      Doorbell door;
+      int rings[2] = {};
+    };
+    auto* shared = scenario.make<Shared>();
+    shared->door.word.reason.store(1);
+    for (int i = 0; i < 2; ++i) {
+      scenario.thread("waker", [=] {
+        shared->rings[i] = shm::take_sleeper(shared->door.word, [](std::uint64_t) { return true; });
+      });
+    }
+    scenario.finally([=] { require(shared->rings[0] + shared->rings[1] == 1, "one waker rings"); });
+  });
+  EXPECT_TRUE(report.passed()) << report;
+}
+
+}  // namespace
+}  // namespace stook::model

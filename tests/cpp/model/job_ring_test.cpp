@@ -1,0 +1,216 @@
+// Every execution of the job ring with up to two workers, at capacities 1 and 2.
+#include "workers/job_ring.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tests/cpp/model/checker.h"
+#include "tests/cpp/model/model_test.h"
+
+namespace stook::model {
+namespace {
+
+using Counter = ModelAtomics::Atomic<std::uint64_t>;
+using Words = workers::JobRingWords<ModelAtomics>;
+
+struct Slot {
+  Counter claim;
+  ModelVar<std::uint64_t> contents;
+};
+
+struct Shared {
+  Words words{};
+  Slot slots[2];
+  Counter done[4] = {};  // stands in for the result ring
+  std::uint64_t claims[4] = {};
+};
+
+constexpr auto kAnyJob = [](std::uint64_t) { return true; };
+
+std::uint64_t contents_of(std::uint64_t job) { return 100 + job; }
+
+void produce(Shared* shared, std::uint64_t capacity, std::uint64_t job) {
+  Slot& slot = shared->slots[job & (capacity - 1)];
+  slot.contents = contents_of(job);
+  workers::produce_job(shared->words, slot, job);
+}
+
+// A claimed job is read and finished; anybody's second claim of it fails the execution.
+bool claim_and_run(Shared* shared, std::uint64_t capacity, std::uint32_t worker) {
+  const std::optional<std::uint64_t> job =
+      workers::claim_lowest(shared->words, shared->slots, capacity, worker, kAnyJob);
+  if (!job) return false;
+  Slot& slot = shared->slots[*job & (capacity - 1)];
+  require(slot.contents == contents_of(*job), "the worker reads another job's contents");
+  require(workers::claim_claimer(slot.claim.load(std::memory_order_relaxed)) ==
+              workers::claimer_of(worker),
+          "the slot names another worker");
+  shared->done[*job].fetch_add(1, std::memory_order_release);
+  return true;
+}
+
+void require_each_done_once(Shared* shared, std::uint64_t jobs) {
+  while (claim_and_run(shared, 2, 7)) {
+  }
+  for (std::uint64_t job = 0; job < jobs; ++job) {
+    require(shared->done[job].load(std::memory_order_acquire) == 1, "a job ran never or twice");
+  }
+}
+
+// The parent makes jobs while two workers claim.
+NamedScenario deal() {
+  return {"deal", [](Scenario& scenario) {
+            auto* shared = scenario.make<Shared>();
+            scenario.thread("parent", [=] {
+              produce(shared, 2, 0);
+              produce(shared, 2, 1);
+            });
+            for (std::uint32_t worker = 0; worker < 2; ++worker) {
+              scenario.thread("worker", [=] {
+                claim_and_run(shared, 2, worker);
+                if (worker == 0) claim_and_run(shared, 2, worker);
+              });
+            }
+            scenario.finally([=] { require_each_done_once(shared, 2); });
+          }};
+}
+
+// Both jobs exist already: two workers race for each.
+NamedScenario race() {
+  return {"race", [](Scenario& scenario) {
+            auto* shared = scenario.make<Shared>();
+            produce(shared, 2, 0);
+            produce(shared, 2, 1);
+            for (std::uint32_t worker = 0; worker < 2; ++worker) {
+              scenario.thread("worker", [=] {
+                claim_and_run(shared, 2, worker);
+                claim_and_run(shared, 2, worker);
+              });
+            }
+            scenario.finally([=] { require_each_done_once(shared, 2); });
+          }};
+}
+
+// One slot serves jobs 0, 1 and 2; a slow worker may hold an old hint.
+NamedScenario reuse() {
+  return {"reuse", [](Scenario& scenario) {
+            auto* shared = scenario.make<Shared>();
+            produce(shared, 1, 0);
+            scenario.thread("parent", [=] {
+              for (std::uint64_t job = 1; job < 3; ++job) {
+                if (shared->done[job - 1].load(std::memory_order_acquire) == 0) return;
+                produce(shared, 1, job);
+              }
+            });
+            for (std::uint32_t worker = 0; worker < 2; ++worker) {
+              scenario.thread("worker", [=] {
+                claim_and_run(shared, 1, worker);
+                claim_and_run(shared, 1, worker);
+              });
+            }
+          }};
+}
+
+// Worker 5 has claimed the jobs below `claimed` and died. The parent writes a job's contents anew
+// and gives it free, lowest first or last, while others claim.
+NamedScenario give_free(std::vector<std::uint64_t> jobs, bool keeps_producing) {
+  return {"give free " + std::to_string(jobs.size()), [=](Scenario& scenario) {
+            auto* shared = scenario.make<Shared>();
+            produce(shared, 2, 0);
+            produce(shared, 2, 1);
+            for (std::size_t i = 0; i < 1 + (jobs.size() > 1); ++i) {
+              workers::claim_lowest(shared->words, shared->slots, 2, 5, kAnyJob);
+            }
+            if (keeps_producing) shared->words.produced.store(1);
+            scenario.thread("parent", [=] {
+              for (const std::uint64_t job : jobs) {
+                Slot& slot = shared->slots[job];
+                slot.contents = contents_of(job);
+                workers::unclaim_job(shared->words, slot, job);
+              }
+              if (keeps_producing) produce(shared, 2, 1);
+            });
+            for (std::uint32_t worker = 0; worker < 2; ++worker) {
+              scenario.thread("worker", [=] { claim_and_run(shared, 2, worker); });
+            }
+            scenario.finally([=] { require_each_done_once(shared, 2); });
+          }};
+}
+
+class JobRingModel : public ModelTest {};
+
+std::vector<NamedScenario> scenarios() {
+  return {deal(),
+          race(),
+          reuse(),
+          give_free({0}, false),
+          give_free({0}, true),
+          give_free({0, 1}, false),
+          give_free({1, 0}, false)};
+}
+
+TEST_F(JobRingModel, EveryJobIsClaimedOnceWithItsContents) {
+  for (const NamedScenario& scenario : scenarios()) {
+    const Report report = explore(scenario.build);
+    EXPECT_TRUE(report.passed()) << scenario.name << ": " << report;
+  }
+}
+
+// The parent takes a job back while a worker claims it: one of them has it.
+TEST_F(JobRingModel, CancelAndClaimExcludeEachOther) {
+  const Report report = explore([](Scenario& scenario) {
+    auto* shared = scenario.make<Shared>();
+    auto* cancelled = scenario.make<std::array<bool, 1>>();
+    produce(shared, 2, 0);
+    produce(shared, 2, 1);
+    scenario.thread("parent", [=] { (*cancelled)[0] = workers::cancel_job(shared->slots[0], 0); });
+    for (std::uint32_t worker = 0; worker < 2; ++worker) {
+      scenario.thread("worker", [=] { claim_and_run(shared, 2, worker); });
+    }
+    scenario.finally([=] {
+      while (claim_and_run(shared, 2, 7)) {
+      }
+      const std::uint64_t ran = shared->done[0].load(std::memory_order_acquire);
+      require(ran + (*cancelled)[0] == 1, "the job was run and cancelled, or neither");
+      require(shared->done[1].load(std::memory_order_acquire) == 1, "the other job ran once");
+    });
+  });
+  EXPECT_TRUE(report.passed()) << report;
+}
+
+// The lowest job may not run yet: no later one overtakes it.
+TEST_F(JobRingModel, AJobThatMayNotRunIsNotOvertaken) {
+  const Report report = explore([](Scenario& scenario) {
+    auto* shared = scenario.make<Shared>();
+    for (std::uint32_t worker = 0; worker < 2; ++worker) {
+      scenario.thread("worker", [=] {
+        const auto job =
+            workers::claim_lowest(shared->words, shared->slots, 2, worker,
+                                  [](std::uint64_t candidate) { return candidate != 0; });
+        require(!job, "a later job overtook one that may not run");
+      });
+    }
+    scenario.thread("parent", [=] {
+      produce(shared, 2, 0);
+      produce(shared, 2, 1);
+    });
+  });
+  EXPECT_TRUE(report.passed()) << report;
+}
+
+// One is not: nothing is read through the claim word of a job that was claimed, so claiming need
+// not release.
+TEST_F(JobRingModel, EveryMemoryOrderIsNeededButOne) {
+  int tried = 0;
+  EXPECT_EQ(surviving_weakenings(scenarios(), "workers/job_ring.h", &tried),
+            std::vector<std::string>{"jobs.claim: compare_exchange success acq_rel -> acquire"});
+  EXPECT_EQ(tried, 8);
+}
+
+}  // namespace
+}  // namespace stook::model
