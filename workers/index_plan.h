@@ -48,12 +48,12 @@ class IndexPlan {
   static constexpr std::uint64_t kMaxLength = std::uint64_t{1} << 62;
 
   struct Options {
-    std::uint64_t length = 0;                   // of the source, up to kMaxLength
-    std::uint64_t batch_size = 0;               // 0: single indices, one a job
-    bool drop_remainder = false;                // leave out an epoch's last, shorter batch
-    std::optional<std::uint64_t> shuffle_seed;  // none: in order
+    std::uint64_t length = 0;      // of the source, up to kMaxLength
+    std::uint64_t batch_size = 0;  // 0: single indices, one a job
+    bool drop_remainder = false;   // leave out an epoch's last, shorter batch
+    std::optional<std::uint64_t> shuffle_seed = std::nullopt;  // none: in order
     std::uint64_t first_epoch = 0;
-    std::optional<std::uint64_t> num_epochs;  // none: without end
+    std::optional<std::uint64_t> num_epochs = std::nullopt;  // none: without end
   };
 
   struct Job {
