@@ -10,13 +10,14 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def files(*suffixes: str) -> list[Path]:
     """Every file that is in version control or would be added to it, relative to the root."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if listed.returncode == 0:
+    if (ROOT / ".git").exists():
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         found = [Path(name) for name in listed.stdout.split("\0") if name]
     else:  # An unpacked archive.
         found = [path.relative_to(ROOT) for path in ROOT.rglob("*")]
