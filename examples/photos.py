@@ -63,6 +63,6 @@ def find_photographs(folder: str | None) -> list[str]:
         packages = " ".join(dict.fromkeys(package for _, package, _ in CARRIED))
         raise NoPhotographs(
             "none of the packages that carry sample photographs is installed: "
-            f"pip install {packages}, or name a folder of your own: train_photos.py FOLDER"
+            f"pip install {packages}, or name a folder of your own: --photos FOLDER"
         )
     return found

@@ -1,7 +1,7 @@
 """Trains a small network, in NumPy alone, to tell which way up a crop of a photograph is.
 
-    python examples/train_photos.py                        # photographs of installed packages
-    python examples/train_photos.py my/pictures            # one's own
+    python examples/train_photos.py                          # photographs of installed packages
+    python examples/train_photos.py --photos my/pictures     # one's own
 
 No labels are needed: each crop is turned by 0, 90, 180 or 270 degrees, and the network says which.
 Worker processes decode, crop, resize, flip, turn and assemble batches; this process only trains. At
@@ -206,8 +206,7 @@ def compare(network: Network, paths: list[str], args: argparse.Namespace) -> Non
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("photos", nargs="?", help="a folder of JPEG files, subfolders included")
-    parser.add_argument("--photos", dest="folder", help="the same, as an option")
+    parser.add_argument("--photos", help="a folder of JPEG files, subfolders included")
     parser.add_argument("--workers", type=int, default=min(8, max(2, os.cpu_count() or 2)))
     parser.add_argument("--steps", type=int, default=512, help="batches to train on")
     parser.add_argument("--rounds", type=int, default=3, help="of the table; 0: no table")
@@ -218,7 +217,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     try:
-        found = find_photographs(args.photos or args.folder)
+        found = find_photographs(args.photos)
         if len(found) > MOST:
             print(f"{MOST} of the {len(found)} photographs found, drawn at random")
             found = random.sample(found, MOST)
