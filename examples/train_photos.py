@@ -204,13 +204,25 @@ def compare(network: Network, paths: list[str], args: argparse.Namespace) -> Non
         print(f"{way:22}{speed:14.0f}{waited:17.0%}")
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
+        return int(text)
+
+    return number
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    workers = min(8, max(2, os.cpu_count() or 2))
     parser.add_argument("--photos", help="a folder of JPEG files, subfolders included")
-    parser.add_argument("--workers", type=int, default=min(8, max(2, os.cpu_count() or 2)))
-    parser.add_argument("--steps", type=int, default=512, help="batches to train on")
-    parser.add_argument("--rounds", type=int, default=3, help="of the table; 0: no table")
-    parser.add_argument("--table-steps", type=int, default=24, help="batches per round and way")
+    parser.add_argument("--workers", type=at_least(1), default=workers)
+    parser.add_argument("--steps", type=at_least(1), default=512, help="batches to train on")
+    parser.add_argument("--rounds", type=at_least(0), default=3, help="of the table; 0: no table")
+    parser.add_argument(
+        "--table-steps", type=at_least(1), default=24, help="batches per round, way"
+    )
     return parser.parse_args()
 
 
