@@ -38,12 +38,14 @@ def seeder(seed: int) -> Callable[[int, int], None]:
     """
     from numpy import random as np_random
 
-    set_bit_generator: Any = np_random.set_bit_generator  # type: ignore[attr-defined]
+    numpy: Any = np_random  # not all of it is in every NumPy's type stubs
+    get_bit_generator = numpy.get_bit_generator
+    standard = numpy.MT19937
     seed_key = mix(seed & _MASK)
     epoch_key = mix(seed_key)
     epoch_of_key = 0
     seed_python = random.seed
-    seed_numpy = np_random.seed
+    seed_numpy = numpy.seed
 
     def reseed(epoch: int, position: int) -> None:
         nonlocal epoch_key, epoch_of_key
@@ -54,12 +56,10 @@ def seeder(seed: int) -> Callable[[int, int], None]:
         seed_python(key)
         # Bits that `random` also saw, but after another mix: equal streams would be correlated.
         low = (key * 0xD6E8FEB86659FD93) & _MASK
-        try:
-            seed_numpy(low >> 32)
-        except TypeError:
-            # The program exchanged the global generator for one without `seed`.
-            set_bit_generator(np_random.MT19937(0))
-            seed_numpy(low >> 32)
+        if type(get_bit_generator()) is not standard:
+            # The program exchanged it; a worker that does not know of that would draw otherwise.
+            numpy.set_bit_generator(standard(0))
+        seed_numpy(low >> 32)
 
     return reseed
 
@@ -78,7 +78,6 @@ class _NumpyGenerator:
     def __init__(self) -> None:
         from numpy import random as np_random
 
-        # Not all of it is in every NumPy's type stubs.
         self._numpy: Any = np_random
         self._bits: Any = None
         self._address: int | None = None
