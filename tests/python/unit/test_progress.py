@@ -100,6 +100,7 @@ def test_shows_throughput_and_waiting(bars: list[Bar]) -> None:
     assert float(bars[0].figures[-1].split()[0]) > 0
 
 
+@pytest.mark.leaves("tqdm makes a lock between processes once and keeps it", "mappings")
 def test_works_with_tqdms_own_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     # Its thread, which renews bars that have stopped, outlives them.
     monkeypatch.setattr(tqdm.auto.tqdm, "monitor_interval", 0)
