@@ -1,0 +1,114 @@
+// Jobs from one producer (the parent) to many claimers (the workers), dealt by demand.
+//
+// Jobs are numbered 0, 1, 2, ... for the life of a manager and lie in slot `job & (capacity - 1)`.
+// A worker claims the lowest unclaimed job by compare-exchange on that job's own slot, and the word
+// it writes there records who claimed: when a worker dies, the parent reads from the slots what it
+// held. Nothing is locked, so nothing can die holding a lock.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "shm/atomics.h"
+
+namespace stook::workers {
+
+// A claim word: the job's number in the upper 48 bits, who claimed it in the lower 16. The number
+// makes a late compare-exchange on a reused slot fail.
+inline constexpr std::uint64_t kUnclaimed = 0;
+inline constexpr std::uint64_t kCancelled = 0xFFFF;  // the parent took it back: nobody runs it
+inline constexpr std::uint32_t kMaxWorkers = 0xFFFE;
+
+constexpr std::uint64_t claim_word(std::uint64_t job, std::uint64_t claimer) {
+  return job << 16 | claimer;
+}
+constexpr std::uint64_t claim_job(std::uint64_t word) { return word >> 16; }
+constexpr std::uint64_t claim_claimer(std::uint64_t word) { return word & 0xFFFF; }
+// Worker 0 writes 1, and so on: 0 is nobody.
+constexpr std::uint64_t claimer_of(std::uint32_t worker) { return std::uint64_t{worker} + 1; }
+
+template <class Atomics = shm::StdAtomics>
+struct JobRingWords {
+  // Jobs below this exist. Written by the parent (release), read by workers (acquire).
+  alignas(shm::kIsolation) typename Atomics::template Atomic<std::uint64_t> produced;
+  // Where to look for the lowest unclaimed job: generation << 48 | job. Advanced by claimers, put
+  // back (with the next generation) by the parent when it gives a claimed job free again.
+  alignas(shm::kIsolation) typename Atomics::template Atomic<std::uint64_t> hint;
+};
+
+// `ClaimSlot` has a member `Atomic<uint64_t> claim`.
+
+// Parent: makes job `job` visible. The slot's contents must have been written before; the slot's
+// earlier job must be finished.
+template <class ClaimSlot, class Atomics>
+void produce_job(JobRingWords<Atomics>& words, ClaimSlot& slot, std::uint64_t job) {
+  // Relaxed: claimers that know `job` exists read it after the acquire below; others compare with
+  // another job's number and fail.
+  slot.claim.store(claim_word(job, kUnclaimed), std::memory_order_relaxed);
+  // SYNC(jobs.produced): released here, acquired in claim_job_from; publishes slot and contents.
+  words.produced.store(job + 1, std::memory_order_release);
+}
+
+// Worker: claims the lowest unclaimed job for which `may_run(job)` holds, or nothing. Only the
+// lowest is asked for: a job that may not run yet is never overtaken by a later one.
+template <class ClaimSlot, class Atomics, class MayRun>
+std::optional<std::uint64_t> claim_lowest(JobRingWords<Atomics>& words, ClaimSlot* slots,
+                                          std::uint64_t capacity, std::uint32_t worker,
+                                          MayRun&& may_run) {
+  constexpr std::uint64_t kJobMask = (std::uint64_t{1} << 48) - 1;
+  for (;;) {
+    // SYNC(jobs.hint): released in unclaim_job, acquired here, so that a claimer which starts below
+    // a job given free also sees that it is free.
+    std::uint64_t hint = words.hint.load(std::memory_order_acquire);
+    // SYNC(jobs.produced): released in produce_job, acquired here.
+    const std::uint64_t produced = words.produced.load(std::memory_order_acquire);
+    std::uint64_t job = hint & kJobMask;
+    bool lost_race = false;
+    for (; job < produced; ++job) {
+      ClaimSlot& slot = slots[job & (capacity - 1)];
+      std::uint64_t expected = claim_word(job, kUnclaimed);
+      if (slot.claim.load(std::memory_order_relaxed) != expected) continue;
+      if (!may_run(job)) return std::nullopt;
+      // SYNC(jobs.claim): a job that was given free carries the parent's release; the reader of the
+      // claimer's death is the parent, through the kernel.
+      if (slot.claim.compare_exchange_strong(expected, claim_word(job, claimer_of(worker)),
+                                             std::memory_order_acq_rel,
+                                             std::memory_order_relaxed)) {
+        // Everything in [hint, job] was seen claimed under this generation. If the parent gave one
+        // of them free meanwhile, the generation moved on and this does nothing.
+        words.hint.compare_exchange_strong(hint, (hint & ~kJobMask) | (job + 1),
+                                           std::memory_order_relaxed, std::memory_order_relaxed);
+        return job;
+      }
+      lost_race = true;
+    }
+    if (!lost_race) return std::nullopt;
+  }
+}
+
+// Parent: takes an unclaimed job back so that nobody runs it. False if a worker was faster.
+template <class ClaimSlot>
+bool cancel_job(ClaimSlot& slot, std::uint64_t job) {
+  std::uint64_t expected = claim_word(job, kUnclaimed);
+  return slot.claim.compare_exchange_strong(expected, claim_word(job, kCancelled),
+                                            std::memory_order_relaxed, std::memory_order_relaxed);
+}
+
+// Parent: gives a job free again whose claimer is dead.
+template <class ClaimSlot, class Atomics>
+void unclaim_job(JobRingWords<Atomics>& words, ClaimSlot& slot, std::uint64_t job) {
+  constexpr std::uint64_t kJobMask = (std::uint64_t{1} << 48) - 1;
+  slot.claim.store(claim_word(job, kUnclaimed), std::memory_order_release);
+  std::uint64_t hint = words.hint.load(std::memory_order_relaxed);
+  for (;;) {
+    const std::uint64_t generation = (hint >> 48) + 1;
+    const std::uint64_t lowest = (hint & kJobMask) < job ? (hint & kJobMask) : job;
+    // SYNC(jobs.hint): released here, acquired in claim_lowest.
+    if (words.hint.compare_exchange_weak(hint, generation << 48 | lowest, std::memory_order_release,
+                                         std::memory_order_relaxed)) {
+      return;
+    }
+  }
+}
+
+}  // namespace stook::workers

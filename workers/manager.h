@@ -1,0 +1,224 @@
+// The parent's side: starts workers, deals jobs, collects results, notices deaths.
+//
+// One thread at a time calls it (the binding layer holds a mutex around every call); only the
+// release of leased blocks comes from any thread, and does not pass through here. Nothing but
+// wait() and close() blocks. Waiting happens without the caller's language lock.
+#pragma once
+
+#include <sys/types.h>
+#include <csignal>
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "shm/leased_arena.h"
+#include "shm/ring.h"
+#include "workers/channel.h"
+#include "workers/protocol.h"
+#include "workers/socket.h"
+
+namespace stook::workers {
+
+struct ManagerOptions {
+  std::uint32_t worker_count = 1;
+  std::uint32_t per_worker_buffer_size = 1;
+  std::uint64_t memory_limit = 0;  // bytes
+  bool restart_workers = true;     // run a lost job again, at most `max_restarts` times
+  std::uint32_t max_restarts = 2;
+};
+
+// A job as the parent gives it out.
+struct JobOrder {
+  std::uint64_t epoch = 0;
+  std::uint64_t position = 0;
+  std::uint32_t kind = 0;
+  std::span<const BlockRef> blocks;    // in the arguments' arena; the manager frees them
+  std::span<const std::byte> payload;  // copied
+};
+
+enum class OutcomeKind {
+  kElement,
+  kError,         // user code raised
+  kWorkerDied,    // the worker died while it ran the job
+  kStartupError,  // a worker could not be set up; nothing else will come
+};
+
+// What became of a job. Spans are valid until the next call of the manager; whoever takes an
+// outcome owns one lease of each of its blocks.
+struct Outcome {
+  OutcomeKind kind = OutcomeKind::kElement;
+  std::uint64_t epoch = 0;
+  std::uint64_t position = 0;
+  std::uint32_t worker = 0;
+  shm::LeasedArena* arena = nullptr;
+  std::span<const BlockRef> blocks;
+  std::span<const std::byte> payload;
+  std::uint64_t array_bytes = 0;  // of the arrays in it
+  std::uint32_t moved = 0;
+  std::uint32_t copied = 0;
+  // kWorkerDied:
+  pid_t pid = 0;
+  int status = 0;  // as waitpid gives it
+  std::uint32_t attempts = 0;
+  bool out_of_memory = false;  // the kernel's out-of-memory killer was at work meanwhile
+};
+
+struct ManagerStats {
+  std::uint64_t restarts = 0;
+  std::uint64_t outstanding_bytes = 0;  // in blocks handed over and not yet released
+};
+
+class Manager {
+ public:
+  // Takes over `socket` (to the fork server) and the child `server`. Throws shm::Error.
+  Manager(const ManagerOptions& options, shm::FileDescriptor socket, pid_t server);
+  // As close().
+  ~Manager();
+  Manager(const Manager&) = delete;
+  Manager& operator=(const Manager&) = delete;
+
+  // -------------------------------------------------------------- jobs
+  bool can_produce();
+  void produce(const JobOrder& order);
+  // Room for arguments that do not fit a job slot; nothing if there is none. Given back through
+  // JobOrder::blocks or free_arguments.
+  struct ArgumentBlock {
+    std::byte* data;
+    BlockRef ref;
+  };
+  std::optional<ArgumentBlock> allocate_arguments(std::uint64_t bytes);
+  void free_arguments(std::span<const BlockRef> blocks);
+
+  // -------------------------------------------------------------- results
+  enum class State {
+    kReady,    // take() has something
+    kPending,  // something is under way
+    kIdle,     // nothing is
+  };
+  // Looks, without blocking. Throws Error(kBroken) when the fork server is gone.
+  State poll(bool ordered);
+  Outcome take(bool ordered);
+  std::uint64_t under_way() const noexcept { return produced_ - delivered_; }
+  // True if elements that the user keeps should no longer stay in shared memory.
+  bool should_copy_out(const Outcome& outcome) const;
+
+  enum class WaitEnd { kProgress, kInterrupted, kSideChannel, kTimeOut };
+  // Sleeps until something is ready (ordered: the next element), a signal arrives or the side
+  // channel is readable. `signals_checked` says that the caller blocked signals and looked at its
+  // flags, so that one which arrives now ends the sleep; without it the sleep is bounded.
+  WaitEnd wait(bool ordered, const sigset_t* unblocked);
+  // Ends a wait() that goes on in another thread. Any thread.
+  void wake() noexcept;
+  // A descriptor of the caller's to watch while waiting.
+  void watch_side_channel(int fd);
+
+  // Gives up all jobs under way; their results are dropped when they come.
+  void abandon();
+
+  // Ends every process at once. Leased blocks stay valid. Idempotent; in a forked child of the
+  // process that made this, only forgets.
+  void close() noexcept;
+  bool is_open() const noexcept { return socket_.is_open(); }
+  bool in_forked_child() const noexcept;
+
+  ManagerStats stats() const;
+  std::uint32_t worker_count() const noexcept { return options_.worker_count; }
+  std::uint64_t window() const noexcept { return window_; }
+  std::vector<pid_t> worker_pids() const;
+  pid_t server_pid() const noexcept { return server_; }
+  std::uint64_t arena_bytes() const;
+
+ private:
+  enum class JobState : std::uint8_t { kFree, kUnderWay, kReady, kDelivered };
+  struct JobRecord {
+    std::uint64_t number = 0;
+    JobState state = JobState::kFree;
+    std::uint64_t epoch = 0;
+    std::uint64_t position = 0;
+    std::uint32_t attempts = 0;  // workers that died of it
+    std::vector<BlockRef> arguments;
+    // Once ready:
+    Outcome outcome;
+    ResultSlot slot;  // the parent's copy
+    std::vector<BlockRef> blocks;
+    std::vector<std::byte> external_payload;
+  };
+  struct WorkerRecord {
+    std::uint32_t incarnation = 0;
+    pid_t pid = 0;
+    bool alive = false;
+    bool has_published = false;
+    shm::FileDescriptor pidfd;
+    shm::LeasedArena* arena = nullptr;
+    std::optional<shm::RingReader<ResultSlot>> results;
+    std::uint64_t received_bytes = 0;  // handed over and seen here, over all incarnations
+  };
+  struct StaleJob {
+    std::uint32_t worker;
+    std::vector<BlockRef> arguments;
+  };
+
+  // What an epoll event is about.
+  enum : std::uint32_t { kBellEvent, kServerEvent, kSideEvent };
+
+  JobRecord& record(std::uint64_t job) { return jobs_[job & (jobs_.size() - 1)]; }
+  void spawn(std::uint32_t worker);
+  void drain(std::uint32_t worker);
+  void receive(std::uint32_t worker, const ResultSlot& slot);
+  bool lease_blocks(WorkerRecord& worker, const ResultSlot& slot, std::vector<BlockRef>& blocks,
+                    std::vector<std::byte>& external);
+  void release_ready(JobRecord& record);
+  bool awaited_is_ready(bool ordered);
+  WaitEnd sleep(const timespec* timeout, const sigset_t* unblocked);
+  void handle_messages();
+  void on_exit(std::uint32_t worker, int status);
+  void lose_job(std::uint64_t job, std::uint32_t worker, int status);
+  void finish(JobRecord& record, Outcome outcome);
+  void advance_delivered();
+  bool slot_is_free(std::uint64_t job);
+  void ring_for_jobs(bool now);
+  [[noreturn]] void fail_broken(const std::string& what);
+
+  ManagerOptions options_;
+  std::uint64_t window_;
+  std::uint64_t generation_;
+  shm::FileDescriptor socket_;
+  pid_t server_;
+  shm::FileDescriptor server_pidfd_;
+  shm::FileDescriptor epoll_;
+  shm::FileDescriptor bell_;  // workers ring it
+  std::shared_ptr<Channel> channel_;
+  shm::ArenaLayout arena_layout_;
+  shm::Mapping arguments_;
+  std::unique_ptr<shm::BlockAllocator> argument_blocks_;
+  std::vector<WorkerRecord> workers_;
+  std::vector<JobRecord> jobs_;      // capacity of the job ring
+  std::deque<std::uint64_t> ready_;  // unordered: in order of arrival
+  std::unordered_map<std::uint64_t, StaleJob> stale_;
+  std::uint64_t produced_ = 0;
+  std::uint64_t delivered_ = 0;  // jobs below this are done with
+  std::uint64_t leased_bytes_ = 0;
+  std::uint64_t ready_bytes_ = 0;  // leased by elements not yet taken
+  std::uint64_t restarts_ = 0;
+  std::uint32_t startup_deaths_ = 0;
+  std::uint64_t oom_kills_ = 0;
+  std::optional<Outcome> startup_error_;
+  std::vector<std::byte> startup_payload_;
+  std::string broken_;
+  // When to ring and when to sleep (see manager_wait.cpp).
+  std::chrono::steady_clock::time_point last_ring_{};
+  std::chrono::steady_clock::time_point last_wake_{};
+  std::uint64_t taken_since_wake_ = 0;
+  double element_us_ = 1e9;
+  bool ordered_ = true;
+  bool coalesce_ = true;
+};
+
+}  // namespace stook::workers

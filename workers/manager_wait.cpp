@@ -1,0 +1,127 @@
+// Manager: when to sleep, for how many elements at once, and when to ring sleeping workers.
+//
+// A ring costs a system call and a context switch, far more than a small element. While elements
+// arrive in quick succession, both sides therefore sleep for several at a time: the parent asks to
+// be rung for an element some way ahead (with a short time-out, so that a slow one is not waited
+// for in vain), and idle workers are rung once half of the window is free. When elements are slow,
+// each is rung for at once. Neither changes what is delivered, or in which order.
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <ctime>
+
+#include "shm/error.h"
+#include "shm/eventfd.h"
+#include "workers/manager.h"
+
+namespace stook::workers {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// What one sleep should bring, in microseconds of elements at their recent pace.
+constexpr double kSleepWorth = 50.0;
+// How long a sleep for several elements may last before one for the next element follows.
+constexpr long kCoalescedNanoseconds = 200'000;
+// The longest sleep of a caller that has not blocked signals: one that arrives just before the
+// sleep is seen after it.
+constexpr long kUnmaskedNanoseconds = 5'000'000;
+// Idle workers are rung at most this often while less than half of the window is free.
+constexpr std::chrono::microseconds kRingPause{100};
+
+int epoll_wait_precise(int epoll, epoll_event* events, int count, const timespec* timeout,
+                       const sigset_t* mask) {
+  return static_cast<int>(
+      ::syscall(SYS_epoll_pwait2, epoll, events, count, timeout, mask, _NSIG / 8));
+}
+
+}  // namespace
+
+void Manager::ring_for_jobs(bool now) {
+  ControlHeader& header = channel_->control().header();
+  shm::doorbell_fence<shm::StdAtomics>();
+  if (header.job_wanted.load(std::memory_order_relaxed) == 0) return;
+  constexpr std::uint64_t kJobMask = (std::uint64_t{1} << 48) - 1;
+  const std::uint64_t lowest = header.jobs.hint.load(std::memory_order_relaxed) & kJobMask;
+  const std::uint64_t unclaimed = produced_ - std::min(produced_, lowest);
+  if (unclaimed == 0) return;
+  if (!now && unclaimed < std::max<std::uint64_t>(1, window_ / 2)) {
+    const auto time = Clock::now();
+    if (time - last_ring_ < kRingPause) return;
+    last_ring_ = time;
+  }
+  if (!shm::take_wanted(header.job_wanted)) return;
+  if (channel_->ring_sleepers(unclaimed, [](std::uint64_t) { return true; })) {
+    header.job_wanted.store(1, std::memory_order_relaxed);
+  }
+}
+
+Manager::WaitEnd Manager::wait(bool ordered, const sigset_t* unblocked) {
+  ControlHeader& header = channel_->control().header();
+  ring_for_jobs(true);
+
+  std::uint64_t ahead = 1;
+  if (coalesce_ && element_us_ < kSleepWorth) {
+    ahead = std::clamp<std::uint64_t>(static_cast<std::uint64_t>(kSleepWorth / element_us_), 1,
+                                      std::max<std::uint64_t>(1, window_ / 2));
+  }
+  const std::uint64_t target = std::min(delivered_ + ahead, produced_) - 1;
+  const bool coalesced = target > delivered_;
+  shm::announce_sleep(header.parent, parent_sleeps_until(target, ordered && !coalesced));
+  WaitEnd end = WaitEnd::kProgress;
+  if (!awaited_is_ready(ordered) && broken_.empty() && !startup_error_) {
+    const timespec short_sleep{0, kCoalescedNanoseconds};
+    const timespec bounded_sleep{0, kUnmaskedNanoseconds};
+    const timespec* timeout = coalesced              ? &short_sleep
+                              : unblocked == nullptr ? &bounded_sleep
+                                                     : nullptr;
+    end = sleep(timeout, unblocked);
+    coalesce_ = end != WaitEnd::kTimeOut;
+  }
+  shm::wake_up(header.parent);
+
+  // The pace: from the end of one sleep to the end of the next, over the elements taken between.
+  const auto now = Clock::now();
+  if (taken_since_wake_ != 0) {
+    const double us = std::chrono::duration<double, std::micro>(now - last_wake_).count();
+    const double pace = us / static_cast<double>(taken_since_wake_);
+    element_us_ = element_us_ > 1e6 ? pace : 0.75 * element_us_ + 0.25 * pace;
+    coalesce_ = true;
+  }
+  taken_since_wake_ = 0;
+  last_wake_ = now;
+  return end;
+}
+
+Manager::WaitEnd Manager::sleep(const timespec* timeout, const sigset_t* unblocked) {
+  epoll_event events[4];
+  const int count = epoll_wait_precise(epoll_.get(), events, 4, timeout, unblocked);
+  if (count < 0) {
+    if (errno == EINTR) return WaitEnd::kInterrupted;
+    shm::throw_system_error("epoll_pwait2");
+  }
+  if (count == 0) return WaitEnd::kTimeOut;
+  WaitEnd end = WaitEnd::kProgress;
+  for (int i = 0; i < count; ++i) {
+    if (events[i].data.u32 == kServerEvent) handle_messages();
+    if (events[i].data.u32 == kSideEvent) end = WaitEnd::kSideChannel;
+  }
+  return end;
+}
+
+void Manager::wake() noexcept { shm::ring_eventfd(bell_.get()); }
+
+void Manager::watch_side_channel(int fd) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u32 = kSideEvent;
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
+    shm::throw_system_error("epoll_ctl");
+  }
+}
+
+}  // namespace stook::workers

@@ -1,0 +1,197 @@
+#include "workers/worker.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "shm/error.h"
+#include "shm/eventfd.h"
+
+namespace stook::workers {
+
+namespace {
+
+// Blocks a worker may have handed over before it pauses; ids beyond are for what user code holds.
+constexpr std::uint64_t kMaxHandedBlocks = shm::kMaxBlocks / 8 * 7;
+
+std::uint64_t size_of(int fd) {
+  struct stat status{};
+  if (::fstat(fd, &status) != 0) shm::throw_system_error("fstat of shared memory");
+  return static_cast<std::uint64_t>(status.st_size);
+}
+
+}  // namespace
+
+shm::ArenaLayout arena_layout(const ControlHeader& control) {
+  return {control.result_capacity, sizeof(ResultSlot), control.arena_bytes};
+}
+
+Worker::Worker(WorkerBirth birth)
+    : birth_(std::move(birth)),
+      control_memory_(birth_.control.get(), size_of(birth_.control.get()),
+                      shm::Access::kReadWrite) {
+  const auto& header = *reinterpret_cast<const ControlHeader*>(control_memory_.data());
+  if (header.magic != kControlMagic || birth_.index >= header.worker_count) {
+    throw shm::Error(shm::ErrorCode::kBroken, "the control memory is not this version's");
+  }
+  control_ = Control(control_memory_.data(), {header.worker_count, header.job_capacity});
+  birth_.worker_count = header.worker_count;
+  arguments_ = shm::Mapping(birth_.arguments.get(), header.arguments_bytes, shm::Access::kReadOnly);
+  arena_ = std::make_unique<WorkerArena>(std::move(birth_.arena), arena_layout(header));
+  auto* slots =
+      reinterpret_cast<ResultSlot*>(arena_->memory().data() + shm::ArenaLayout::kSlotsOffset);
+  results_.emplace(shm::arena_header(arena_->memory()).results, slots, header.result_capacity);
+  // The earlier incarnation's count goes on: the parent has set it right (manager.cpp).
+  handed_bytes_ = control_.cell(birth_.index).handed_bytes.load(std::memory_order_relaxed);
+}
+
+void Worker::run(JobRunner& runner) {
+  for (;;) {
+    Job job{};
+    take_payload(wait_for_job(runner), job);
+    runner.run(job, *this);
+  }
+}
+
+std::optional<std::uint64_t> Worker::claim(Blocked& blocked) {
+  blocked = Blocked::kNoJob;
+  ControlHeader& header = control_.header();
+  return claim_lowest(header.jobs, control_.jobs(), control_.job_capacity(), birth_.index,
+                      [&](std::uint64_t job) {
+                        if (control_.outstanding_bytes() < header.memory_limit &&
+                            arena_->live_blocks() < kMaxHandedBlocks) {
+                          return true;
+                        }
+                        // Short of memory, but the consumer waits for this one: it never waits for
+                        // memory.
+                        if (job == header.delivered.load(std::memory_order_relaxed)) return true;
+                        blocked = Blocked::kNoMemory;
+                        return false;
+                      });
+}
+
+std::uint64_t Worker::wait_for_job(JobRunner& runner) {
+  Blocked blocked{};
+  if (const auto job = claim(blocked)) return *job;
+  ControlHeader& header = control_.header();
+  WorkerCell& cell = control_.cell(birth_.index);
+  // A parent that waits for several elements at once would wait for what this worker will not do.
+  if (shm::take_sleeper(header.parent,
+                        [](std::uint64_t reason) { return (reason & kExact) == 0; })) {
+    shm::ring_eventfd(birth_.parent_bell.get());
+  }
+  runner.before_sleep();
+  std::optional<std::uint64_t> job;
+  while (!job) {
+    if (blocked == Blocked::kNoMemory) {
+      // A release ends this sleep; so does a delivery (below), for it may make the job the next one
+      // to deliver, which never waits for memory.
+      cell.sleep.reason.store(kSleepsForMemory, std::memory_order_relaxed);
+      header.memory_wanted.store(1, std::memory_order_release);
+      shm::announce_sleep(cell.sleep, kSleepsForMemory, header.job_wanted);
+    } else {
+      shm::announce_sleep(cell.sleep, kSleepsForJob, header.job_wanted);
+    }
+    job = claim(blocked);
+    if (!job) {
+      std::uint64_t rings = 0;
+      // The one place where a worker waits. EINTR: Python's signal flags are looked at by the job.
+      (void)!::read(birth_.own_bell.get(), &rings, sizeof rings);
+      job = claim(blocked);
+    }
+    shm::wake_up(cell.sleep);
+  }
+  runner.after_sleep();
+  return *job;
+}
+
+void Worker::take_payload(std::uint64_t number, Job& job) {
+  const JobSlot& slot = control_.job(number);
+  job.number = number;
+  job.epoch = slot.epoch;
+  job.position = slot.position;
+  job.kind = slot.kind;
+  const std::byte* payload = nullptr;
+  if (slot.external_offset != 0) {
+    payload = arguments_.data() + slot.external_offset;
+  } else {
+    payload_.resize(slot.payload_bytes);
+    if (slot.payload_bytes != 0) {
+      std::memcpy(payload_.data(), slot.payload, slot.payload_bytes);
+    }
+    payload = payload_.data();
+  }
+  const std::uint64_t refs = slot.block_count * sizeof(BlockRef);
+  job.blocks = {reinterpret_cast<const BlockRef*>(payload), slot.block_count};
+  job.payload = {payload + refs, slot.payload_bytes - refs};
+  // SYNC(jobs.taken): released here, acquired in Manager::slot_is_free, so that the parent may
+  // reuse the slot of a job that was given up while this worker runs it.
+  control_.cell(birth_.index).taken_job.store(number + 1, std::memory_order_release);
+}
+
+bool Worker::publish(const ResultDraft& draft) {
+  const std::uint64_t ref_count = draft.moved_blocks.size() + draft.made_blocks.size();
+  const std::uint64_t refs = ref_count * sizeof(BlockRef);
+  const std::uint64_t envelope = refs + draft.payload.size();
+  ResultSlot* slot = results_->prepare();
+  // The ring holds more slots than there can be jobs under way.
+  if (slot == nullptr) throw shm::Error(shm::ErrorCode::kBroken, "the result ring is full");
+
+  BlockRef envelope_block{};
+  std::byte* bytes = slot->bytes;
+  if (envelope > kResultInlineBytes) {
+    const auto allocation = arena_->allocate(envelope);
+    if (!allocation) return false;
+    bytes = allocation->data;
+    envelope_block = {allocation->block.offset, envelope, allocation->block.id, 0};
+    std::memcpy(slot->bytes, &envelope_block, sizeof envelope_block);
+  }
+  slot->job = draft.job;
+  slot->payload_bytes = draft.payload.size();
+  slot->kind = draft.kind;
+  slot->block_count = static_cast<std::uint32_t>(ref_count);
+  slot->external = envelope > kResultInlineBytes ? 1 : 0;
+  slot->array_bytes = draft.array_bytes;
+  slot->moved = draft.moved;
+  slot->copied = draft.copied;
+  std::uint64_t handed = envelope_block.bytes;
+  for (const BlockRef& block : draft.moved_blocks) {
+    std::memcpy(bytes, &block, sizeof block);
+    bytes += sizeof block;
+    handed += block.bytes;
+  }
+  for (const BlockRef& block : draft.made_blocks) {
+    std::memcpy(bytes, &block, sizeof block);
+    bytes += sizeof block;
+    handed += block.bytes;
+  }
+  if (!draft.payload.empty()) std::memcpy(bytes, draft.payload.data(), draft.payload.size());
+  slot->handed_bytes = handed;
+
+  // Before the commit, so that the parent cannot return a block which is not yet known as handed
+  // over. A kill in between costs nothing: the whole arena goes with the worker.
+  if (handed != 0) {
+    arena_->hand_over(draft.moved_blocks);
+    arena_->hand_over(draft.made_blocks);
+    if (slot->external != 0) arena_->hand_over({&envelope_block, 1});
+    handed_bytes_ += handed;
+    control_.cell(birth_.index).handed_bytes.store(handed_bytes_, std::memory_order_relaxed);
+  }
+  results_->publish();
+  wake_parent_for(draft.job);
+  if (!draft.made_blocks.empty()) arena_->release_own(draft.made_blocks);
+  if (slot->external != 0) arena_->release_own({&envelope_block, 1});
+  return true;
+}
+
+void Worker::wake_parent_for(std::uint64_t job) {
+  if (shm::take_sleeper(control_.header().parent,
+                        [job](std::uint64_t reason) { return parent_wants(reason, job); })) {
+    shm::ring_eventfd(birth_.parent_bell.get());
+  }
+}
+
+}  // namespace stook::workers

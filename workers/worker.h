@@ -1,0 +1,107 @@
+// A worker process: claims jobs, has them run, publishes results.
+//
+// One thread calls run() and everything the runner calls back; other threads of the process only
+// touch the arena. Never waits but for a job (and for memory before a job is claimed): a claimed
+// job runs to its end, so the parent can always count on it or on the worker's death.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "shm/ring.h"
+#include "workers/protocol.h"
+#include "workers/worker_arena.h"
+
+namespace stook::workers {
+
+// What a worker is born with. The descriptors are its own.
+struct WorkerBirth {
+  std::uint32_t index = 0;
+  std::uint32_t incarnation = 0;
+  std::uint32_t worker_count = 0;
+  shm::FileDescriptor control;
+  shm::FileDescriptor arguments;
+  shm::FileDescriptor arena;
+  shm::FileDescriptor parent_bell;
+  shm::FileDescriptor own_bell;
+};
+
+// A claimed job. `payload` is the worker's copy, or lies in the arguments' arena.
+struct Job {
+  std::uint64_t number;
+  std::uint64_t epoch;
+  std::uint64_t position;
+  std::uint32_t kind;
+  std::span<const BlockRef> blocks;
+  std::span<const std::byte> payload;
+};
+
+// What the runner made of a job.
+struct ResultDraft {
+  std::uint64_t job = 0;
+  ResultKind kind = ResultKind::kElement;
+  std::span<const BlockRef> moved_blocks;  // an array of the worker's own still holds these
+  std::span<const BlockRef> made_blocks;   // allocated for this element alone
+  std::span<const std::byte> payload;
+  std::uint64_t array_bytes = 0;
+  std::uint32_t moved = 0;
+  std::uint32_t copied = 0;
+};
+
+class Worker;
+
+// Runs user code; implemented by the binding layer.
+class JobRunner {
+ public:
+  virtual ~JobRunner() = default;
+  // Must end in exactly one successful Worker::publish for this job.
+  virtual void run(const Job& job, Worker& worker) = 0;
+  // Around every sleep, so that other threads of the worker can run.
+  virtual void before_sleep() = 0;
+  virtual void after_sleep() = 0;
+};
+
+class Worker {
+ public:
+  // Throws shm::Error.
+  explicit Worker(WorkerBirth birth);
+
+  // Never returns by itself: the worker ends when the fork server or its own user code ends it.
+  [[noreturn]] void run(JobRunner& runner);
+
+  // False if the arena cannot hold the envelope; nothing was published then and `draft` may be
+  // replaced by a smaller one (an error). On success made blocks belong to the parent alone.
+  bool publish(const ResultDraft& draft);
+
+  WorkerArena& arena() noexcept { return *arena_; }
+  std::uint32_t index() const noexcept { return birth_.index; }
+  std::uint32_t incarnation() const noexcept { return birth_.incarnation; }
+  std::uint32_t worker_count() const noexcept { return birth_.worker_count; }
+  const shm::Mapping& arguments() const noexcept { return arguments_; }
+  std::uint64_t memory_limit() const noexcept { return control_.header().memory_limit; }
+
+ private:
+  enum class Blocked { kNoJob, kNoMemory };
+
+  std::optional<std::uint64_t> claim(Blocked& blocked);
+  std::uint64_t wait_for_job(JobRunner& runner);
+  void take_payload(std::uint64_t number, Job& job);
+  void wake_parent_for(std::uint64_t job);
+
+  WorkerBirth birth_;
+  shm::Mapping control_memory_;
+  Control control_;
+  shm::Mapping arguments_;
+  std::unique_ptr<WorkerArena> arena_;
+  std::optional<shm::RingWriter<ResultSlot>> results_;
+  std::uint64_t handed_bytes_ = 0;
+  std::vector<std::byte> payload_;  // copy of the current job's inline payload
+};
+
+// The arena of worker `index`, as `control` describes it.
+shm::ArenaLayout arena_layout(const ControlHeader& control);
+
+}  // namespace stook::workers

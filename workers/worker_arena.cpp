@@ -1,0 +1,89 @@
+#include "workers/worker_arena.h"
+
+#include <sys/mman.h>
+
+#include <utility>
+
+#include "shm/fork_guard.h"
+#include "shm/memory_limit.h"
+
+namespace stook::workers {
+
+namespace {
+// The arena of this process, for the hook that runs in its forked children. A worker has one.
+struct {
+  void* base = nullptr;
+  std::size_t bytes = 0;
+  int fd = -1;
+} own_arena;
+}  // namespace
+
+WorkerArena::WorkerArena(shm::FileDescriptor fd, const shm::ArenaLayout& layout)
+    : fd_(std::move(fd)),
+      layout_(layout),
+      memory_(fd_.get(), layout.total_bytes, shm::Access::kReadWrite),
+      generation_(shm::fork_generation()),
+      allocator_(memory_, layout.first_block_offset(), layout.total_bytes, &shm::memory_left) {
+  own_arena = {memory_.data(), memory_.size(), fd_.get()};
+  shm::set_child_after_fork(&remap_private_in_child);
+}
+
+WorkerArena::~WorkerArena() { own_arena = {}; }
+
+void WorkerArena::remap_private_in_child() {
+  if (own_arena.base == nullptr) return;
+  ::mmap(own_arena.base, own_arena.bytes, PROT_READ | PROT_WRITE,
+         MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, own_arena.fd, 0);
+}
+
+bool WorkerArena::in_forked_child() const noexcept { return generation_ != shm::fork_generation(); }
+
+void WorkerArena::harvest() {
+  shm::harvest_blocks(shm::arena_header(memory_).returned, allocator_.block_count(),
+                      [this](shm::BlockId id) { allocator_.other_side_returns(id); });
+}
+
+std::optional<WorkerArena::Allocation> WorkerArena::allocate(std::uint64_t bytes) {
+  if (in_forked_child()) return std::nullopt;  // its copy of the mutex may be locked for ever
+  const std::lock_guard lock(mutex_);
+  harvest();
+  const auto block = allocator_.allocate(bytes);
+  if (!block) return std::nullopt;
+  return Allocation{memory_.data() + block->offset, *block};
+}
+
+void WorkerArena::free(void* pointer) noexcept {
+  if (in_forked_child()) return;
+  const std::lock_guard lock(mutex_);
+  if (const auto block = allocator_.find(offset_of(pointer))) {
+    allocator_.owner_releases(block->id);
+  }
+}
+
+std::optional<shm::Block> WorkerArena::find(const void* pointer) {
+  if (!contains(pointer) || in_forked_child()) return std::nullopt;
+  const std::lock_guard lock(mutex_);
+  return allocator_.find(offset_of(pointer));
+}
+
+void WorkerArena::hand_over(std::span<const BlockRef> blocks) {
+  const std::lock_guard lock(mutex_);
+  for (const BlockRef& block : blocks) allocator_.hand_over(block.id);
+}
+
+void WorkerArena::release_own(std::span<const BlockRef> blocks) {
+  const std::lock_guard lock(mutex_);
+  for (const BlockRef& block : blocks) allocator_.owner_releases(block.id);
+}
+
+std::uint64_t WorkerArena::live_blocks() {
+  const std::lock_guard lock(mutex_);
+  return allocator_.stats().live_blocks;
+}
+
+shm::BlockStats WorkerArena::stats() {
+  const std::lock_guard lock(mutex_);
+  return allocator_.stats();
+}
+
+}  // namespace stook::workers
