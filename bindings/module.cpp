@@ -18,4 +18,11 @@ PYBIND11_MODULE(_core, module) {
   if (PyErr_Occurred() != nullptr) throw pybind11::error_already_set();
   module.doc() = "The C++ side of stook. Private: what people import is the package stook.";
   module.attr("__version__") = STOOK_VERSION;
+  stook::bindings::register_errors(module);
+  stook::bindings::register_index_plan(module);
+  stook::bindings::register_jpeg(module);
+  stook::bindings::register_lease(module);
+  stook::bindings::register_worker_pool(module);
+  stook::bindings::register_result_iterator(module);
+  stook::bindings::register_worker_process(module);
 }

@@ -4,4 +4,14 @@
 
 #include <pybind11/pybind11.h>
 
-namespace stook::bindings {}  // namespace stook::bindings
+namespace stook::bindings {
+
+void register_errors(pybind11::module_& module);
+void register_index_plan(pybind11::module_& module);
+void register_jpeg(pybind11::module_& module);
+void register_lease(pybind11::module_& module);
+void register_result_iterator(pybind11::module_& module);
+void register_worker_pool(pybind11::module_& module);
+void register_worker_process(pybind11::module_& module);
+
+}  // namespace stook::bindings

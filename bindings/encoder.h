@@ -1,0 +1,138 @@
+// Writes an element down and decides, leaf by leaf, what is handed over and what is copied.
+//
+// The hand-over rule: a leaf is moved if nobody but the element can see it, so that the worker can
+// neither read nor write it afterwards:
+//   - every container from the element down to it is exactly tuple, list or dict, with one
+//   reference;
+//   - the leaf and each array on its base chain is exactly ndarray, with one reference, without
+//   weak
+//     references and without WRITEBACKIFCOPY, and its dtype holds no references;
+//   - the last base owns its data, got it from our handler, and the data starts a block of this
+//   arena;
+//   - the view covers at least half of that block, and no two of its items overlap.
+// Everything else is copied, once.
+//
+// All Python code that encoding needs (pickling) runs in prepare steps; the walk that tests for
+// uniqueness and the publication after it run none, so that nothing changes in between.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "bindings/envelope.h"
+#include "bindings/python_api.h"
+#include "shm/block_allocator.h"
+#include "workers/protocol.h"
+
+namespace stook::bindings {
+
+// Where copied leaves go, and which memory may be handed over as it is.
+class BlockSource {
+ public:
+  virtual ~BlockSource() = default;
+  struct Destination {
+    std::byte* data;
+    workers::BlockRef ref;
+  };
+  virtual std::optional<Destination> allocate(std::uint64_t bytes) = 0;
+  // The block of ours that starts at `data`, if there is one.
+  virtual std::optional<shm::Block> find(const void* data) = 0;
+  // Offset in the arena of an address within it.
+  virtual std::uint64_t offset_of(const void* address) = 0;
+  // Gives back what allocate() gave.
+  virtual void discard(const workers::BlockRef& block) = 0;
+};
+
+enum class EncodeResult {
+  kDone,
+  kPythonError,  // a Python exception is set
+  kNoRoom,       // the copied leaves do not fit: `requested_bytes`
+};
+
+class Encoder {
+ public:
+  // `pickle_objects(list, min_bytes) -> (bytes, [PickleBuffer, ...])` and `pickle_dtype(dtype) ->
+  // bytes` are Python's; borrowed for the encoder's life.
+  Encoder(BlockSource& blocks, std::uint64_t min_shared_bytes, PyObject* pickle_objects,
+          PyObject* pickle_dtype);
+  ~Encoder();
+  Encoder(const Encoder&) = delete;
+  Encoder& operator=(const Encoder&) = delete;
+
+  // Encodes `root`, on which the caller holds one reference. With `may_move`, leaves are handed
+  // over where the rule allows. Requires GIL; runs Python code only before the last walk.
+  EncodeResult encode(PyObject* root, bool may_move);
+
+  // Of the last encode() that was done. The moved blocks are still held by arrays in `root`.
+  std::span<const std::byte> payload() const { return writer_.bytes(); }
+  std::span<const workers::BlockRef> moved_blocks() const { return moved_blocks_; }
+  std::span<const workers::BlockRef> made_blocks() const { return made_blocks_; }
+  // Of the arrays in the element.
+  std::uint64_t array_bytes() const { return array_bytes_; }
+  std::uint32_t moved() const { return moved_; }
+  std::uint32_t copied() const { return copied_; }
+  std::uint64_t requested_bytes() const { return requested_bytes_; }
+
+ private:
+  enum class Walk { kDone, kNeedsPickle, kNeedsDtype, kPythonError };
+  struct PendingCopy {
+    std::size_t patch_at;       // where (u32 block, u64 offset) go
+    PyArrayObject* array;       // or nullptr, and
+    const void* raw = nullptr;  // this
+    std::uint64_t bytes = 0;
+  };
+
+  void reset();
+  Walk walk(PyObject* object, bool unique, int depth);
+  Walk walk_array(PyArrayObject* array, bool unique);
+  Walk walk_scalar(PyObject* scalar);
+  bool memoize(PyObject* object, bool unique);
+  Walk write_dtype(PyArray_Descr* dtype);
+  bool try_move(PyArrayObject* array, bool unique);
+  void write_shape(PyArrayObject* array);
+  bool write_inline(PyArrayObject* array);
+  Walk write_pickled(PyObject* object);
+
+  bool collect_others(PyObject* object, PyObject* others, bool& has_shared, int depth);
+  bool prepare_pickle(PyObject* root, bool whole);
+  bool pickle(PyObject* list);
+  bool prepare_dtype();
+  void write_pickle_section();
+  EncodeResult copy_leaves();
+  bool copy_array(PyArrayObject* array, std::byte* to);
+  void drop_pickle();
+
+  BlockSource& blocks_;
+  std::uint64_t min_shared_bytes_;
+  PyObject* pickle_objects_;
+  PyObject* pickle_dtype_;
+
+  EnvelopeWriter writer_;
+  std::vector<workers::BlockRef> moved_blocks_;
+  std::vector<workers::BlockRef> made_blocks_;
+  std::vector<PendingCopy> copies_;
+  std::unordered_map<PyObject*, std::uint32_t> memo_;
+  std::uint64_t array_bytes_ = 0;
+  std::uint32_t moved_ = 0;
+  std::uint32_t copied_ = 0;
+  std::uint64_t requested_bytes_ = 0;
+  bool may_move_ = false;
+
+  // What the last prepare step pickled.
+  bool whole_ = false;
+  std::unordered_map<PyObject*, std::uint32_t> others_;
+  OwnedRef others_list_;
+  OwnedRef pickle_bytes_;
+  std::vector<Py_buffer> pickle_buffers_;
+  PyArray_Descr* wanted_dtype_ = nullptr;  // borrowed, between a walk and its prepare step
+  std::unordered_map<PyArray_Descr*, std::string> dtypes_;  // keys are owned
+};
+
+// True if arrays of this dtype can be moved and copied as plain bytes.
+bool is_plain_dtype(PyArray_Descr* dtype);
+
+}  // namespace stook::bindings

@@ -1,0 +1,44 @@
+#include "bindings/errors.h"
+
+#include <exception>
+
+#include "bindings/register.h"
+
+namespace stook::bindings {
+
+void set_stook_error(const char* name, const char* message) {
+  const OwnedRef module(PyImport_ImportModule("stook.errors"));
+  if (!module) return;
+  const OwnedRef type(PyObject_GetAttrString(module.get(), name));
+  if (type) PyErr_SetString(type.get(), message);
+}
+
+void set_python_error(const shm::Error& error) {
+  switch (error.code()) {
+    case shm::ErrorCode::kSystem: {
+      const OwnedRef arguments(Py_BuildValue("(is)", error.system_errno(), error.what()));
+      if (arguments) PyErr_SetObject(PyExc_OSError, arguments.get());
+      return;
+    }
+    case shm::ErrorCode::kNoSharedMemory:
+      return set_stook_error("SharedMemoryExhausted", error.what());
+    case shm::ErrorCode::kInvalidArgument:
+      return PyErr_SetString(PyExc_ValueError, error.what());
+    case shm::ErrorCode::kBroken:
+      return set_stook_error("PoolBroken", error.what());
+    case shm::ErrorCode::kForked:
+      return set_stook_error("StookError", error.what());
+  }
+}
+
+void register_errors(py::module_&) {
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const shm::Error& error) {
+      set_python_error(error);
+    }
+  });
+}
+
+}  // namespace stook::bindings

@@ -1,0 +1,18 @@
+// From shm::Error to Python exceptions: the one table.
+#pragma once
+
+#include "bindings/python_api.h"
+#include "shm/error.h"
+
+namespace stook::bindings {
+
+// Sets the Python error. Requires GIL.
+void set_python_error(const shm::Error& error);
+
+// Sets an exception of stook.errors by name. Requires GIL.
+void set_stook_error(const char* name, const char* message);
+
+// As set_python_error, for functions bound with pybind11.
+void register_errors(py::module_& module);
+
+}  // namespace stook::bindings

@@ -1,0 +1,451 @@
+// The iterator over results: a Python type of its own, so that `for` calls C++ directly.
+//
+// Per element: deal as many jobs as the window allows, look whether the awaited result is there,
+// sleep without the GIL if not, decode. No Python code runs while the manager's mutex is held.
+#include <csignal>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <span>
+#include <utility>
+
+#include "bindings/errors.h"
+#include "bindings/job_kinds.h"
+#include "bindings/python_api.h"
+#include "bindings/register.h"
+#include "bindings/worker_pool.h"
+#include "shm/error.h"
+#include "workers/index_plan.h"
+
+namespace stook::bindings {
+namespace {
+
+using workers::Manager;
+
+struct Iterator {
+  PyObject_HEAD PyObject* pool_object;  // keeps the pool
+  PyObject* jobs;                       // IndexPlan, or any iterator of (epoch, position, payload)
+  workers::IndexPlan* plan;
+  WorkerPool* pool;
+  std::uint64_t pass;
+  bool ordered;
+  bool jobs_done;
+  bool finished;           // StopIteration from now on
+  bool closed;             // an error from now on
+  PyObject* source_error;  // what `jobs` raised, for its place in the order
+  std::uint64_t elements;
+  std::uint64_t bytes;
+  std::uint64_t moved;
+  std::uint64_t copied;
+  std::uint64_t errors;
+  TakenOutcome* taken;  // scratch, reused
+};
+
+Iterator* as_iterator(PyObject* self) { return reinterpret_cast<Iterator*>(self); }
+
+// ------------------------------------------------------------------ jobs
+
+void produce_from_plan(Iterator* self) {
+  Manager& manager = self->pool->manager;
+  workers::IndexPlan::Job job;
+  while (!self->jobs_done && manager.can_produce()) {
+    if (!self->plan->next(job)) {
+      self->jobs_done = true;
+      return;
+    }
+    workers::JobOrder order;
+    order.epoch = job.epoch;
+    order.position = job.position;
+    order.kind = self->plan->options().batch_size == 0 ? kIndexJob : kIndicesJob;
+    order.payload = std::as_bytes(job.indices);
+    manager.produce(order);
+  }
+}
+
+PyObject* take_error() {
+#if PY_VERSION_HEX >= 0x030C0000
+  return PyErr_GetRaisedException();
+#else
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyErr_NormalizeException(&type, &value, &traceback);
+  if (traceback != nullptr) PyException_SetTraceback(value, traceback);
+  Py_XDECREF(type);
+  Py_XDECREF(traceback);
+  return value;
+#endif
+}
+
+void raise(PyObject* exception) {
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception)), exception);
+}
+
+// An item that cannot be sent: its error takes the way of the results, and so its place in the
+// order.
+bool encode_failed_item(Iterator* self, OwnedRef& bytes, workers::JobOrder& order) {
+  const OwnedRef exception(take_error());
+  if (!exception || PyErr_GivenExceptionMatches(exception.get(), PyExc_KeyboardInterrupt)) {
+    if (exception) raise(exception.get());
+    return false;
+  }
+  bytes.reset(PyObject_CallMethod(self->pool->functions.ptr(), "encode_unsendable", "OK",
+                                  exception.get(),
+                                  static_cast<unsigned long long>(order.position)));
+  if (!bytes || !PyBytes_Check(bytes.get())) return false;
+  order.kind = kFailedJob;
+  order.payload = std::as_bytes(std::span(PyBytes_AS_STRING(bytes.get()),
+                                          static_cast<std::size_t>(PyBytes_GET_SIZE(bytes.get()))));
+  return true;
+}
+
+// Asks the Python iterator for one job and deals it. False with an error set.
+bool produce_from_python(Iterator* self) {
+  const OwnedRef job(PyIter_Next(self->jobs));
+  if (!job) {
+    self->jobs_done = true;
+    if (PyErr_Occurred() == nullptr) return true;
+    // Ctrl-C is not the source's: it is for now.
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+      self->jobs_done = false;
+      return false;
+    }
+    self->source_error = take_error();
+    return true;
+  }
+  unsigned long long epoch = 0;
+  unsigned long long position = 0;
+  PyObject* payload = nullptr;
+  if (!PyArg_ParseTuple(job.get(), "KKO", &epoch, &position, &payload)) return false;
+  workers::JobOrder order;
+  order.epoch = epoch;
+  order.position = position;
+  order.kind = kEncodedJob;
+  OwnedRef failure;
+  Encoder& encoder = self->pool->encoder;
+  bool failed = false;
+  switch (encoder.encode(payload, false)) {
+    case EncodeResult::kDone:
+      order.payload = encoder.payload();
+      order.blocks = encoder.made_blocks();
+      break;
+    case EncodeResult::kPythonError:
+      failed = true;
+      break;
+    case EncodeResult::kNoRoom: {
+      const OwnedRef error(
+          PyObject_CallMethod(self->pool->functions.ptr(), "exhausted_error", "K",
+                              static_cast<unsigned long long>(encoder.requested_bytes())));
+      if (error) raise(error.get());
+      failed = true;
+      break;
+    }
+  }
+  if (failed && !encode_failed_item(self, failure, order)) return false;
+  try {
+    const LockWithGil lock(self->pool->mutex);
+    if (self->pool->manager.can_produce()) self->pool->manager.produce(order);
+  } catch (const shm::Error& error) {
+    set_python_error(error);
+    return false;
+  }
+  return true;
+}
+
+// ------------------------------------------------------------------ results
+
+// Under the mutex. Copies out what the manager would reuse.
+void take(Iterator* self) {
+  Manager& manager = self->pool->manager;
+  TakenOutcome& taken = *self->taken;
+  taken.outcome = manager.take(self->ordered);
+  taken.blocks.assign(taken.outcome.blocks.begin(), taken.outcome.blocks.end());
+  taken.payload.assign(taken.outcome.payload.begin(), taken.outcome.payload.end());
+  taken.copy_out = !taken.blocks.empty() && manager.should_copy_out(taken.outcome);
+}
+
+// The element, or nullptr with its error set.
+PyObject* deliver(Iterator* self) {
+  TakenOutcome& taken = *self->taken;
+  const workers::Outcome& outcome = taken.outcome;
+  WorkerPool& pool = *self->pool;
+  if (outcome.kind == workers::OutcomeKind::kElement) {
+    PyObject* element =
+        pool.decoder.decode_leased(taken.payload, taken.blocks, outcome.arena, taken.copy_out);
+    if (element == nullptr) {
+      ++self->errors;
+      ++pool.errors;
+      return nullptr;
+    }
+    const std::uint64_t copied = outcome.copied + (taken.copy_out ? outcome.moved : 0);
+    const std::uint64_t moved = taken.copy_out ? 0 : outcome.moved;
+    ++self->elements;
+    self->bytes += outcome.array_bytes;
+    self->moved += moved;
+    self->copied += copied;
+    ++pool.elements;
+    pool.bytes += outcome.array_bytes;
+    pool.moved += moved;
+    pool.copied += copied;
+    return element;
+  }
+  for (const workers::BlockRef& block : taken.blocks) outcome.arena->release(block.id);
+  ++self->errors;
+  ++pool.errors;
+  OwnedRef error;
+  const auto position = static_cast<unsigned long long>(outcome.position);
+  if (outcome.kind == workers::OutcomeKind::kWorkerDied) {
+    error.reset(PyObject_CallMethod(pool.functions.ptr(), "worker_died", "IiiKIO", outcome.worker,
+                                    static_cast<int>(outcome.pid), outcome.status, position,
+                                    outcome.attempts, outcome.out_of_memory ? Py_True : Py_False));
+  } else {
+    const bool startup = outcome.kind == workers::OutcomeKind::kStartupError;
+    if (startup) self->finished = true;
+    error.reset(PyObject_CallMethod(
+        pool.functions.ptr(), startup ? "startup_error" : "element_error", "y#IK",
+        reinterpret_cast<const char*>(taken.payload.data()),
+        static_cast<Py_ssize_t>(taken.payload.size()), outcome.worker, position));
+    if (startup) pool.close();
+  }
+  if (error) raise(error.get());
+  return nullptr;
+}
+
+// Sleeps until there may be something new. False with an error set.
+bool wait(Iterator* self, bool& long_wait) {
+  WorkerPool& pool = *self->pool;
+  sigset_t before;
+  if (long_wait) {
+    // A signal that arrives between the look at Python's flags and the sleep must end the sleep.
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    if (PyErr_CheckSignals() != 0) {
+      pthread_sigmask(SIG_SETMASK, &before, nullptr);
+      return false;
+    }
+  }
+  Manager::WaitEnd end = Manager::WaitEnd::kProgress;
+  bool failed = false;
+  shm::Error failure(shm::ErrorCode::kBroken, "");
+  {
+    const py::gil_scoped_release released;
+    const std::lock_guard lock(pool.mutex);
+    try {
+      if (pool.is_open()) end = pool.manager.wait(self->ordered, long_wait ? &before : nullptr);
+    } catch (const shm::Error& error) {
+      failure = error;
+      failed = true;
+    }
+  }
+  if (long_wait) pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (failed) {
+    set_python_error(failure);
+    return false;
+  }
+  if (end == Manager::WaitEnd::kTimeOut) long_wait = true;
+  if (end == Manager::WaitEnd::kSideChannel) {
+    const OwnedRef done(PyObject_CallMethod(pool.functions.ptr(), "drain_side_channel", nullptr));
+    if (!done) return false;
+  }
+  return end == Manager::WaitEnd::kProgress || PyErr_CheckSignals() == 0;
+}
+
+bool check_usable(Iterator* self) {
+  if (self->pool->manager.in_forked_child()) {
+    set_stook_error("StookError",
+                    "this loader belongs to the process that made it, and this is a forked child "
+                    "of it; make a loader here");
+    return false;
+  }
+  if (self->closed || self->pass != self->pool->pass || !self->pool->is_open()) {
+    set_stook_error("StookError",
+                    "this iterator is closed: it was closed, or its loader was closed or iterated "
+                    "again; iterate the loader again");
+    return false;
+  }
+  return true;
+}
+
+PyObject* iterator_next(PyObject* object) {
+  Iterator* self = as_iterator(object);
+  if (self->finished) return nullptr;
+  WorkerPool& pool = *self->pool;
+  bool long_wait = false;
+  for (;;) {
+    if (!check_usable(self)) return nullptr;
+    Manager::State state = Manager::State::kPending;
+    bool may_produce = false;
+    try {
+      const LockWithGil lock(pool.mutex);
+      if (!pool.is_open()) continue;
+      if (self->plan != nullptr) produce_from_plan(self);
+      state = pool.manager.poll(self->ordered);
+      may_produce = pool.manager.can_produce();
+      // With jobs from Python, one is asked for before each element: the window stays full, and a
+      // slow source holds nothing back that is ready.
+      if (state == Manager::State::kReady &&
+          (self->plan != nullptr || self->jobs_done || !may_produce)) {
+        take(self);
+        if (self->plan != nullptr) produce_from_plan(self);
+        may_produce = false;
+      }
+    } catch (const shm::Error& error) {
+      self->finished = true;
+      set_python_error(error);
+      pool.close();
+      return nullptr;
+    } catch (const std::bad_alloc&) {
+      return PyErr_NoMemory();
+    }
+    if (self->plan == nullptr && !self->jobs_done && may_produce) {
+      if (!produce_from_python(self)) return nullptr;
+      if (state != Manager::State::kReady) continue;
+      const LockWithGil lock(pool.mutex);
+      if (!pool.is_open()) continue;
+      take(self);
+      may_produce = false;
+    }
+    if (state == Manager::State::kReady) return deliver(self);
+    if (state == Manager::State::kIdle && self->jobs_done) {
+      self->finished = true;
+      if (self->source_error != nullptr) {
+        const OwnedRef error(std::exchange(self->source_error, nullptr));
+        raise(error.get());
+      }
+      return nullptr;
+    }
+    if (!wait(self, long_wait)) return nullptr;
+  }
+}
+
+// ------------------------------------------------------------------ life
+
+// Gives up what is under way, if this iterator still has the pool.
+void abandon(Iterator* self) {
+  if (self->pool == nullptr || self->pass != self->pool->pass) return;
+  if (self->pool->manager.in_forked_child()) return;
+  const LockWithGil lock(self->pool->mutex);
+  if (self->pool->manager.is_open()) self->pool->manager.abandon();
+}
+
+PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
+  static const char* names[] = {"pool", "jobs", "ordered", nullptr};
+  PyObject* pool_object = nullptr;
+  PyObject* jobs = nullptr;
+  int ordered = 1;
+  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "OOp", const_cast<char**>(names),
+                                  &pool_object, &jobs, &ordered) == 0) {
+    return nullptr;
+  }
+  WorkerPool* pool = nullptr;
+  workers::IndexPlan* plan = nullptr;
+  try {
+    pool = py::handle(pool_object).cast<WorkerPool*>();
+    if (py::isinstance<workers::IndexPlan>(jobs))
+      plan = py::handle(jobs).cast<workers::IndexPlan*>();
+  } catch (const py::cast_error&) {
+    PyErr_SetString(PyExc_TypeError, "pool must be a WorkerPool");
+    return nullptr;
+  }
+  if (plan == nullptr && !PyIter_Check(jobs)) {
+    PyErr_SetString(PyExc_TypeError, "jobs must be an IndexPlan or an iterator");
+    return nullptr;
+  }
+  auto* self = as_iterator(type->tp_alloc(type, 0));
+  if (self == nullptr) return nullptr;
+  Py_INCREF(pool_object);
+  Py_INCREF(jobs);
+  self->pool_object = pool_object;
+  self->jobs = jobs;
+  self->plan = plan;
+  self->pool = pool;
+  self->ordered = ordered != 0;
+  self->taken = new (std::nothrow) TakenOutcome();
+  if (self->taken == nullptr) {
+    Py_DECREF(self);
+    return PyErr_NoMemory();
+  }
+  {
+    const LockWithGil lock(pool->mutex);
+    if (pool->manager.is_open()) pool->manager.abandon();
+    self->pass = ++pool->pass;
+  }
+  return reinterpret_cast<PyObject*>(self);
+}
+
+int iterator_traverse(PyObject* object, visitproc visit, void* arg) {
+  Iterator* self = as_iterator(object);
+  Py_VISIT(self->pool_object);
+  Py_VISIT(self->jobs);
+  Py_VISIT(self->source_error);
+  return 0;
+}
+
+int iterator_clear(PyObject* object) {
+  Iterator* self = as_iterator(object);
+  abandon(self);
+  self->pool = nullptr;
+  self->finished = true;
+  Py_CLEAR(self->jobs);
+  Py_CLEAR(self->pool_object);
+  Py_CLEAR(self->source_error);
+  return 0;
+}
+
+void iterator_dealloc(PyObject* object) {
+  PyObject_GC_UnTrack(object);
+  iterator_clear(object);
+  delete as_iterator(object)->taken;
+  Py_TYPE(object)->tp_free(object);
+}
+
+PyObject* iterator_close(PyObject* object, PyObject*) {
+  Iterator* self = as_iterator(object);
+  if (!self->closed && !self->finished) {
+    self->closed = true;
+    abandon(self);
+  }
+  Py_RETURN_NONE;
+}
+
+PyObject* iterator_counts(PyObject* object, PyObject*) {
+  const Iterator* self = as_iterator(object);
+  return Py_BuildValue(
+      "KKKKK", static_cast<unsigned long long>(self->elements),
+      static_cast<unsigned long long>(self->bytes), static_cast<unsigned long long>(self->moved),
+      static_cast<unsigned long long>(self->copied), static_cast<unsigned long long>(self->errors));
+}
+
+PyMethodDef iterator_methods[] = {
+    {"close", iterator_close, METH_NOARGS, "Gives up what is under way."},
+    {"counts", iterator_counts, METH_NOARGS,
+     "(elements, bytes, moved, copied, errors) delivered so far."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyTypeObject iterator_type = [] {
+  PyTypeObject type = {PyVarObject_HEAD_INIT(nullptr, 0)};
+  type.tp_name = "stook._core.ResultIterator";
+  type.tp_doc = "ResultIterator(pool, jobs, ordered): results of jobs, as they are asked for.";
+  type.tp_basicsize = sizeof(Iterator);
+  type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC;
+  type.tp_new = iterator_new;
+  type.tp_dealloc = iterator_dealloc;
+  type.tp_traverse = iterator_traverse;
+  type.tp_clear = iterator_clear;
+  type.tp_iter = PyObject_SelfIter;
+  type.tp_iternext = iterator_next;
+  type.tp_methods = iterator_methods;
+  return type;
+}();
+
+}  // namespace
+
+void register_result_iterator(py::module_& module) {
+  if (PyType_Ready(&iterator_type) < 0) throw py::error_already_set();
+  module.add_object("ResultIterator", reinterpret_cast<PyObject*>(&iterator_type));
+}
+
+}  // namespace stook::bindings

@@ -1,0 +1,87 @@
+#include "bindings/worker_pool.h"
+
+#include "bindings/register.h"
+#include "shm/memory_limit.h"
+#include "workers/process.h"
+
+namespace stook::bindings {
+
+namespace {
+
+py::object attribute(const py::object& object, const char* name) { return object.attr(name); }
+
+py::tuple totals(const WorkerPool& pool) {
+  const workers::ManagerStats stats = pool.manager.stats();
+  return py::make_tuple(pool.elements, pool.bytes, pool.moved, pool.copied, stats.restarts,
+                        pool.errors, stats.outstanding_bytes);
+}
+
+}  // namespace
+
+WorkerPool::WorkerPool(const workers::ManagerOptions& options, int socket, int server,
+                       std::uint64_t min_shared_bytes, py::object parent_functions)
+    : manager(options, shm::FileDescriptor(socket), server),
+      functions(std::move(parent_functions)),
+      // The functions are kept by `functions`, which outlives both.
+      encoder(*this, min_shared_bytes, attribute(functions, "pickle_objects").ptr(),
+              attribute(functions, "pickle_dtype").ptr()),
+      decoder(attribute(functions, "unpickle_objects").ptr(),
+              attribute(functions, "unpickle_dtype").ptr()) {}
+
+void WorkerPool::close() {
+  if (!open_.exchange(false, std::memory_order_acq_rel)) return;
+  manager.wake();
+  const py::gil_scoped_release released;
+  const std::lock_guard lock(mutex);
+  manager.close();
+}
+
+std::optional<BlockSource::Destination> WorkerPool::allocate(std::uint64_t size) {
+  const LockWithGil lock(mutex);
+  if (!manager.is_open()) return std::nullopt;
+  const auto block = manager.allocate_arguments(size);
+  if (!block) return std::nullopt;
+  return Destination{block->data, block->ref};
+}
+
+void WorkerPool::discard(const workers::BlockRef& block) {
+  const LockWithGil lock(mutex);
+  if (manager.is_open()) manager.free_arguments({&block, 1});
+}
+
+void register_worker_pool(py::module_& module) {
+  py::class_<WorkerPool, std::shared_ptr<WorkerPool>>(
+      module, "WorkerPool", "The worker processes of one loader; takes over socket and server.")
+      .def(py::init([](int socket, int server, std::uint32_t num_workers,
+                       std::uint32_t per_worker_buffer_size, std::uint64_t memory_limit,
+                       std::uint64_t min_shared_bytes, bool restart_workers,
+                       std::uint32_t max_restarts, py::object functions) {
+             workers::ManagerOptions options;
+             options.worker_count = num_workers;
+             options.per_worker_buffer_size = per_worker_buffer_size;
+             options.memory_limit = memory_limit;
+             options.restart_workers = restart_workers;
+             options.max_restarts = max_restarts;
+             return std::make_shared<WorkerPool>(options, socket, server, min_shared_bytes,
+                                                 std::move(functions));
+           }),
+           py::kw_only(), py::arg("socket"), py::arg("server"), py::arg("num_workers"),
+           py::arg("per_worker_buffer_size"), py::arg("memory_limit"), py::arg("min_shared_bytes"),
+           py::arg("restart_workers"), py::arg("max_restarts"), py::arg("functions"))
+      .def("close", &WorkerPool::close)
+      .def(
+          "watch", [](WorkerPool& pool, int fd) { pool.manager.watch_side_channel(fd); },
+          py::arg("fd"))
+      .def("totals", &totals)
+      .def_property_readonly("is_open", &WorkerPool::is_open)
+      .def_property_readonly("server_pid",
+                             [](const WorkerPool& pool) { return pool.manager.server_pid(); })
+      .def_property_readonly("worker_pids", [](WorkerPool& pool) {
+        const LockWithGil lock(pool.mutex);
+        return py::cast(pool.manager.worker_pids());
+      });
+  module.def("memory_left", &shm::memory_left,
+             "Bytes that this process's memory cgroup, or the machine, has left.");
+}
+
+}  // namespace stook::bindings

@@ -1,0 +1,275 @@
+// The Python side of the fork server and of the workers that it forks.
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/decoder.h"
+#include "bindings/encoder.h"
+#include "bindings/errors.h"
+#include "bindings/job_kinds.h"
+#include "bindings/numpy_allocator.h"
+#include "bindings/python_api.h"
+#include "bindings/register.h"
+#include "workers/fork_server.h"
+#include "workers/worker.h"
+
+namespace stook::bindings {
+namespace {
+
+// Python functions that a worker needs (stook/_worker.py), borrowed from the call of serve().
+struct WorkerFunctions {
+  PyObject* set_up;            // (index, count, incarnation) -> task
+  PyObject* encode_error;      // (exception) -> bytes
+  PyObject* exhausted_error;   // (requested bytes, arena bytes) -> exception
+  PyObject* pickle_objects;    // (list, min bytes) -> (bytes, [buffer])
+  PyObject* pickle_dtype;      // (dtype) -> bytes
+  PyObject* unpickle_objects;  // (bytes, [buffer]) -> list
+  PyObject* unpickle_dtype;    // (bytes) -> dtype
+};
+
+class ArenaBlocks : public BlockSource {
+ public:
+  explicit ArenaBlocks(workers::WorkerArena& arena) : arena_(arena) {}
+
+  std::optional<Destination> allocate(std::uint64_t bytes) override {
+    const auto allocation = arena_.allocate(bytes);
+    if (!allocation) return std::nullopt;
+    const shm::Block& block = allocation->block;
+    return Destination{allocation->data, {block.offset, block.capacity, block.id, 0}};
+  }
+  std::optional<shm::Block> find(const void* data) override { return arena_.find(data); }
+  std::uint64_t offset_of(const void* address) override { return arena_.offset_of(address); }
+  void discard(const workers::BlockRef& block) override { arena_.release_own({&block, 1}); }
+
+ private:
+  workers::WorkerArena& arena_;
+};
+
+// The exception that is set, normalized, or nullptr.
+OwnedRef take_exception() {
+#if PY_VERSION_HEX >= 0x030C0000
+  return OwnedRef(PyErr_GetRaisedException());
+#else
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyErr_NormalizeException(&type, &value, &traceback);
+  if (value != nullptr && traceback != nullptr) PyException_SetTraceback(value, traceback);
+  Py_XDECREF(type);
+  Py_XDECREF(traceback);
+  return OwnedRef(value);
+#endif
+}
+
+// The error payload for the exception that is set, which is cleared.
+std::string encode_exception(const WorkerFunctions& functions) {
+  const OwnedRef exception = take_exception();
+  if (!exception) return "Tan error without an exception";
+  const OwnedRef encoded(PyObject_CallOneArg(functions.encode_error, exception.get()));
+  if (encoded && PyBytes_Check(encoded.get())) {
+    return {PyBytes_AS_STRING(encoded.get()),
+            static_cast<std::size_t>(PyBytes_GET_SIZE(encoded.get()))};
+  }
+  PyErr_Clear();
+  return std::string("T") + Py_TYPE(exception.get())->tp_name +
+         " (its text could not be made: encoding it raised an exception itself)";
+}
+
+void publish_error(workers::Worker& worker, std::uint64_t job, workers::ResultKind kind,
+                   std::string payload) {
+  workers::ResultDraft draft;
+  draft.job = job;
+  draft.kind = kind;
+  draft.payload = std::as_bytes(std::span(payload));
+  if (worker.publish(draft)) return;
+  // Not even the arena has room for it: what fits a slot.
+  payload = "Tan error whose text of " + std::to_string(payload.size()) +
+            " bytes does not fit into shared memory";
+  draft.payload = std::as_bytes(std::span(payload));
+  worker.publish(draft);
+}
+
+class PythonRunner : public workers::JobRunner {
+ public:
+  PythonRunner(workers::Worker& worker, const WorkerFunctions& functions, PyObject* task,
+               std::uint64_t min_shared_bytes)
+      : functions_(functions),
+        task_(task),
+        blocks_(worker.arena()),
+        encoder_(blocks_, min_shared_bytes, functions.pickle_objects, functions.pickle_dtype),
+        decoder_(functions.unpickle_objects, functions.unpickle_dtype) {}
+
+  void before_sleep() override { thread_ = PyEval_SaveThread(); }
+  void after_sleep() override { PyEval_RestoreThread(std::exchange(thread_, nullptr)); }
+
+  void run(const workers::Job& job, workers::Worker& worker) override {
+    if (job.kind == kFailedJob) {
+      const std::string error(reinterpret_cast<const char*>(job.payload.data()),
+                              job.payload.size());
+      return publish_error(worker, job.number, workers::ResultKind::kError, error);
+    }
+    // From call to publication in one function: see encoder.h.
+    OwnedRef result = call(job, worker);
+    if (!result) {
+      return publish_error(worker, job.number, workers::ResultKind::kError,
+                           encode_exception(functions_));
+    }
+    switch (encoder_.encode(result.get(), true)) {
+      case EncodeResult::kDone:
+        if (publish(job, worker)) return;
+        for (const workers::BlockRef& block : encoder_.made_blocks()) blocks_.discard(block);
+        set_exhausted(encoder_.payload().size(), worker);
+        break;
+      case EncodeResult::kNoRoom:
+        set_exhausted(encoder_.requested_bytes(), worker);
+        break;
+      case EncodeResult::kPythonError:
+        break;
+    }
+    result.reset();
+    publish_error(worker, job.number, workers::ResultKind::kError, encode_exception(functions_));
+  }
+
+ private:
+  OwnedRef call(const workers::Job& job, workers::Worker& worker) {
+    if (PyErr_CheckSignals() != 0) return OwnedRef();
+    set_numpy_allocator_active(true);
+    OwnedRef result;
+    {
+      OwnedRef epoch(PyLong_FromUnsignedLongLong(job.epoch));
+      OwnedRef position(PyLong_FromUnsignedLongLong(job.position));
+      OwnedRef payload(decode(job, worker));
+      if (epoch && position && payload) {
+        PyObject* arguments[] = {nullptr, epoch.get(), position.get(), payload.get()};
+        result.reset(
+            PyObject_Vectorcall(task_, arguments + 1, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+      }
+      // The payload's reference is gone before anything is tested for uniqueness: what user code
+      // returns may be what it was given.
+    }
+    set_numpy_allocator_active(false);
+    return result;
+  }
+
+  PyObject* decode(const workers::Job& job, workers::Worker& worker) {
+    if (job.kind == kEncodedJob) {
+      return decoder_.decode_copied(job.payload, job.blocks, worker.arguments());
+    }
+    const std::size_t count = job.payload.size() / sizeof(std::uint64_t);
+    const auto index = [&](std::size_t i) {
+      std::uint64_t value = 0;
+      std::memcpy(&value, job.payload.data() + i * sizeof value, sizeof value);
+      return PyLong_FromUnsignedLongLong(value);
+    };
+    if (job.kind == kIndexJob) return index(0);
+    OwnedRef indices(PyTuple_New(static_cast<Py_ssize_t>(count)));
+    if (!indices) return nullptr;
+    for (std::size_t i = 0; i < count; ++i) {
+      PyObject* value = index(i);
+      if (value == nullptr) return nullptr;
+      PyTuple_SET_ITEM(indices.get(), static_cast<Py_ssize_t>(i), value);
+    }
+    return indices.release();
+  }
+
+  bool publish(const workers::Job& job, workers::Worker& worker) {
+    workers::ResultDraft draft;
+    draft.job = job.number;
+    draft.kind = workers::ResultKind::kElement;
+    draft.moved_blocks = encoder_.moved_blocks();
+    draft.made_blocks = encoder_.made_blocks();
+    draft.payload = encoder_.payload();
+    draft.array_bytes = encoder_.array_bytes();
+    draft.moved = encoder_.moved();
+    draft.copied = encoder_.copied();
+    return worker.publish(draft);
+  }
+
+  void set_exhausted(std::uint64_t requested, workers::Worker& worker) {
+    const OwnedRef exception(PyObject_CallFunction(
+        functions_.exhausted_error, "KK", static_cast<unsigned long long>(requested),
+        static_cast<unsigned long long>(worker.arena().capacity_bytes())));
+    if (exception) {
+      PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception.get())), exception.get());
+    }
+  }
+
+  const WorkerFunctions& functions_;
+  PyObject* task_;
+  ArenaBlocks blocks_;
+  Encoder encoder_;
+  Decoder decoder_;
+  PyThreadState* thread_ = nullptr;
+};
+
+class PythonHost : public workers::ForkHost {
+ public:
+  PythonHost(const WorkerFunctions& functions, std::uint64_t min_shared_bytes)
+      : functions_(functions), min_shared_bytes_(min_shared_bytes) {}
+
+  void before_fork() override { PyOS_BeforeFork(); }
+  void after_fork_in_server() override { PyOS_AfterFork_Parent(); }
+  void on_interrupt() override {
+    if (PyErr_CheckSignals() != 0) PyErr_Clear();
+  }
+
+  [[noreturn]] void run_worker(workers::WorkerBirth birth) override {
+    PyOS_AfterFork_Child();
+    const auto index = birth.index;
+    const auto incarnation = birth.incarnation;
+    try {
+      // Never destroyed: arrays in the arena may be freed by any thread until the process ends.
+      auto* worker = new workers::Worker(std::move(birth));
+      PyObject* task = PyObject_CallFunction(functions_.set_up, "III", index,
+                                             worker->worker_count(), incarnation);
+      if (task == nullptr) {
+        publish_error(*worker, ~std::uint64_t{0}, workers::ResultKind::kStartupError,
+                      encode_exception(functions_));
+        ::_exit(1);
+      }
+      install_numpy_allocator(worker->arena(), min_shared_bytes_);
+      auto* runner = new PythonRunner(*worker, functions_, task, min_shared_bytes_);
+      worker->run(*runner);
+    } catch (const py::error_already_set& error) {
+      std::fprintf(stderr, "stook: worker %u: %s\n", index, error.what());
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "stook: worker %u: %s\n", index, error.what());
+    }
+    ::_exit(1);
+  }
+
+ private:
+  const WorkerFunctions& functions_;
+  std::uint64_t min_shared_bytes_;
+};
+
+void serve(int socket, int parent, std::uint64_t min_shared_bytes, const py::object& functions) {
+  const auto get = [&](const char* name) {
+    // Held by the module object for as long as the process lives.
+    return py::object(functions.attr(name)).release().ptr();
+  };
+  const WorkerFunctions table{get("set_up"),         get("encode_error"), get("exhausted_error"),
+                              get("pickle_objects"), get("pickle_dtype"), get("unpickle_objects"),
+                              get("unpickle_dtype")};
+  PythonHost host(table, min_shared_bytes);
+  workers::serve_forks(socket, parent, host);
+}
+
+}  // namespace
+
+void register_worker_process(py::module_& module) {
+  module.def("serve", &serve, py::arg("socket"), py::arg("parent"), py::arg("min_shared_bytes"),
+             py::arg("functions"),
+             "Runs the fork server until its parent ends or closes the socket. `functions` has the "
+             "attributes that a worker needs (stook/_worker.py).");
+}
+
+}  // namespace stook::bindings
