@@ -1,0 +1,69 @@
+"""What the consumer's process does in Python for its C++ pool (bindings/worker_pool.cpp)."""
+
+from __future__ import annotations
+
+import os
+
+from ._error_payload import decode_error, encode_error, note_set_up
+from ._log_channel import LogReceiver
+from ._pickling import pickle_dtype, pickle_objects, unpickle_dtype, unpickle_objects
+from ._worker import exhausted
+from .errors import StookError, WorkerDied, annotate
+
+__all__ = ["ParentFunctions"]
+
+
+class ParentFunctions:
+    """Called by the C++ side, with the GIL and without its mutex."""
+
+    pickle_objects = staticmethod(pickle_objects)
+    pickle_dtype = staticmethod(pickle_dtype)
+    unpickle_objects = staticmethod(unpickle_objects)
+    unpickle_dtype = staticmethod(unpickle_dtype)
+
+    def __init__(self, logs: LogReceiver, arguments_bytes: int) -> None:
+        self._logs = logs
+        self._arguments_bytes = arguments_bytes
+
+    def drain_side_channel(self) -> None:
+        self._logs.drain()
+
+    def element_error(self, payload: bytes, worker: int, position: int) -> BaseException:
+        return decode_error(payload)
+
+    def startup_error(self, payload: bytes, worker: int, position: int) -> BaseException:
+        return note_set_up(decode_error(payload), worker)
+
+    def worker_died(
+        self,
+        worker: int,
+        pid: int,
+        status: int,
+        position: int,
+        attempts: int,
+        out_of_memory: bool,
+    ) -> WorkerDied:
+        detail = f"its process id was {pid}"
+        if attempts > 1:
+            detail += f"; {attempts} workers died of this element"
+        if out_of_memory:
+            detail += (
+                "; the kernel's out-of-memory killer was at work meanwhile: use fewer workers,"
+                " smaller batches or a lower memory_limit"
+            )
+        return WorkerDied(worker, os.waitstatus_to_exitcode(status), position, detail)
+
+    def encode_unsendable(self, error: BaseException, position: int) -> bytes:
+        """The error payload for an item of the source that cannot be sent to a worker."""
+        wrapped: BaseException = error
+        if not isinstance(error, StookError):
+            wrapped = StookError(
+                f"item {position} of the source cannot be sent to a worker process:"
+                f" {type(error).__name__}: {error}"
+            )
+            wrapped.__cause__ = error
+        annotate(wrapped, position)
+        return encode_error(wrapped)
+
+    def exhausted_error(self, requested: int) -> BaseException:
+        return exhausted(requested, self._arguments_bytes)

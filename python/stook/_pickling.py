@@ -1,0 +1,210 @@
+"""What is pickled, and how: functions and data sets on their way in, odd leaves on their way out.
+
+cloudpickle in both directions: it takes lambdas, closures and the functions of a notebook by value,
+and it remembers which class of `__main__` it has sent, so that an instance which comes back is one
+of the same class.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cloudpickle
+
+from .errors import StookError
+
+__all__ = [
+    "dump_for_workers",
+    "pickle_dtype",
+    "pickle_objects",
+    "unpickle_dtype",
+    "unpickle_objects",
+]
+
+_LARGE_PAYLOAD = 100 << 20
+
+
+class _ElementPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles leaves of elements: buffers out of band, torch tensors as arrays."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        # By name: torch is not imported for this.
+        if type(obj).__module__ == "torch" and type(obj).__name__ == "Tensor":
+            reduced = _reduce_tensor(obj)
+            if reduced is not None:
+                return reduced
+        return super().reducer_override(obj)
+
+
+def _reduce_tensor(tensor: Any) -> Any:
+    """A plain tensor as the array over the same memory; `None` for every other kind."""
+    torch = sys.modules["torch"]
+    if (
+        tensor.device.type != "cpu"
+        or tensor.layout != torch.strided
+        or tensor.requires_grad
+        or tensor.is_quantized
+        or tensor.is_conj()
+        or tensor.is_neg()
+        or not tensor.is_contiguous()
+        or tensor.__dict__
+    ):
+        return None
+    if tensor.dtype == torch.bfloat16:
+        return _tensor_from_array, (tensor.view(torch.int16).numpy(), "bfloat16")
+    try:
+        return _tensor_from_array, (tensor.numpy(), None)
+    except TypeError:  # a dtype that NumPy has not
+        return None
+
+
+def _tensor_from_array(array: Any, view_as: str | None) -> Any:
+    import torch
+
+    tensor = torch.from_numpy(array)
+    return tensor if view_as is None else tensor.view(getattr(torch, view_as))
+
+
+def pickle_objects(objects: list[Any], min_shared_bytes: int) -> tuple[bytes, list[Any]]:
+    """Pickles a list; buffers of at least `min_shared_bytes` are returned beside it."""
+    buffers: list[pickle.PickleBuffer] = []
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        with buffer.raw() as view:
+            if view.nbytes < min_shared_bytes:
+                return True
+        buffers.append(buffer)
+        return False
+
+    file = io.BytesIO()
+    _ElementPickler(file, protocol=5, buffer_callback=keep_in_band).dump(objects)
+    return file.getvalue(), buffers
+
+
+def unpickle_objects(data: bytes, buffers: list[Any]) -> list[Any]:
+    """The other way round."""
+    objects: list[Any] = pickle.loads(data, buffers=buffers)
+    return objects
+
+
+def pickle_dtype(dtype: Any) -> bytes:
+    return pickle.dumps(dtype, protocol=5)
+
+
+def unpickle_dtype(data: bytes) -> Any:
+    return pickle.loads(data)
+
+
+# ---- on the way in ---------------------------------------------------------------------------
+
+
+def dump_for_workers(parts: dict[str, Any]) -> bytes:
+    """Pickles what workers start with.
+
+    Args:
+      parts: By the name under which the user knows it, such as `transform`.
+
+    Raises:
+      StookError: Something in it cannot be pickled; the message says what and where it hangs.
+    """
+    try:
+        data: bytes = cloudpickle.dumps(parts, protocol=5)
+    except Exception as error:
+        path, culprit = _find_culprit(parts)
+        raise StookError(
+            f"{path} cannot be sent to worker processes: {_shown(culprit)} cannot be pickled"
+            f" ({type(error).__name__}: {error}). Open it in the workers"
+            " (MultiprocessingOptions(worker_init_fn=...), or on first use), or pass"
+            " start_method='fork': forked workers inherit everything"
+        ) from error
+    if len(data) > _LARGE_PAYLOAD:
+        sizes = {name: _pickled_size(part) for name, part in parts.items()}
+        largest = max(sizes, key=lambda name: sizes[name])
+        warnings.warn(
+            f"starting the workers sends them {len(data) >> 20} MiB, most of it in {largest};"
+            " consider a source that opens its data in the workers, or start_method='fork'",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return data
+
+
+def _pickled_size(part: Any) -> int:
+    return len(cloudpickle.dumps(part, protocol=5))
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value, protocol=5)
+    except Exception:
+        return False
+    return True
+
+
+def _find_culprit(parts: dict[str, Any]) -> tuple[str, Any]:
+    """The path to the innermost object that cannot be pickled, and the object."""
+    for name, part in parts.items():
+        if not _pickles(part):
+            path, value = name, part
+            break
+    else:
+        return "the loader", parts
+    seen: set[int] = set()
+    while id(value) not in seen:
+        seen.add(id(value))
+        for step, child in _children(value):
+            if id(child) not in seen and not _pickles(child):
+                path, value = path + step, child
+                break
+        else:
+            break
+    return path, value
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield f"[{key!r}]", item
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for number, item in enumerate(value):
+            yield f"[{number}]", item
+    elif isinstance(value, types.MethodType):
+        yield ".__self__", value.__self__
+        yield ".__func__", value.__func__
+    elif isinstance(value, types.FunctionType):
+        names = value.__code__.co_freevars
+        for name, cell in zip(names, value.__closure__ or (), strict=False):
+            try:
+                yield f" (closure variable {name!r})", cell.cell_contents
+            except ValueError:
+                continue
+        for name in value.__code__.co_names:
+            if name in value.__globals__:
+                yield f" (global {name!r})", value.__globals__[name]
+        for default in value.__defaults__ or ():
+            yield " (default argument)", default
+    else:
+        state = getattr(value, "__dict__", None)
+        if isinstance(state, dict):
+            for name, item in state.items():
+                yield f".{name}", item
+        for name in getattr(type(value), "__slots__", ()):
+            if isinstance(name, str) and hasattr(value, name):
+                yield f".{name}", getattr(value, name)
+        wrapped: Callable[..., Any] | None = getattr(value, "func", None)
+        if wrapped is not None and wrapped is not value:
+            yield ".func", wrapped

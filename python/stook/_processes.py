@@ -1,0 +1,356 @@
+"""Worker processes: how their server is started, and the pool that a loader talks to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from . import _core, _server
+from ._iterator import LoaderIterator
+from ._log_channel import LogReceiver
+from ._parent import ParentFunctions
+from ._pickling import dump_for_workers
+from ._surroundings import Surroundings, thread_variables
+from ._task import LoaderTask
+from .errors import StookError
+from .options import MultiprocessingOptions
+from .stats import LoaderStats
+
+__all__ = ["ProcessIterator", "ProcessPool", "start"]
+
+# Pools of this process, for forked servers to forget.
+_pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
+
+_BOOT = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]);"
+    " from stook._server import main; main(*map(int, sys.argv[2:6]))"
+)
+
+
+def start(task: LoaderTask, options: MultiprocessingOptions) -> ProcessPool:
+    """Starts the worker processes that run `task`.
+
+    Raises:
+      StookError: A module that is being imported in a worker wants workers of its own; or
+        something cannot be sent to the workers.
+      RuntimeError: `start_method="fork"` with CUDA initialized.
+      OSError: The system refuses processes, descriptors or memory.
+    """
+    return ProcessPool(task, options)
+
+
+class ProcessIterator(_core.ResultIterator, LoaderIterator):  # type: ignore[misc]
+    """A pass whose elements come from worker processes; `next()` is C++."""
+
+    def stats(self) -> LoaderStats:
+        elements, size, moved, copied, errors = self.counts()
+        live = self._pool.stats()
+        return LoaderStats(
+            elements, size, moved, copied, live.restarts, errors, bytes_live=live.bytes_live
+        )
+
+
+class ProcessPool:
+    """The worker processes of one loader."""
+
+    def __init__(self, task: LoaderTask, options: MultiprocessingOptions) -> None:
+        self._task = task
+        self._options = options
+        self._core: Any = None
+        self._logs: LogReceiver | None = None
+        self._functions_sent = b""
+        self._base = LoaderStats()  # of processes that were replaced
+        self._lock = threading.RLock()
+        self._start()
+        _pools.add(self)
+
+    # ---- what the loader calls -------------------------------------------------------------------
+
+    def update(self, task: LoaderTask) -> None:
+        """Takes another task for the passes to come."""
+        with self._lock:
+            self._task = task
+            self._stop()
+
+    def iterate(self, jobs: Iterator[Any], *, ordered: bool) -> ProcessIterator:
+        """Starts a pass over `jobs`; the pass before it is given up."""
+        with self._lock:
+            if self._core is not None and (not self._core.is_open or self._functions_changed()):
+                self._stop()
+            if self._core is None:
+                self._start()
+            iterator = ProcessIterator(self._core, jobs, ordered)
+            iterator._pool = self
+            return iterator
+
+    def stats(self) -> LoaderStats:
+        """Counts over all passes."""
+        core = self._core
+        base = self._base
+        if core is None:
+            return base
+        elements, size, moved, copied, restarts, errors, live = core.totals()
+        return LoaderStats(
+            base.elements + elements,
+            base.bytes + size,
+            base.moved + moved,
+            base.copied + copied,
+            base.restarts + restarts,
+            base.errors + errors,
+            base.bytes_live + live,
+        )
+
+    def close(self) -> None:
+        """Ends every process at once. Arrays stay valid."""
+        with self._lock:
+            self._stop()
+
+    # ---- processes -------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        if self._core is None:
+            return
+        self._base = self.stats()
+        core, self._core = self._core, None
+        core.close()
+        if self._logs is not None:
+            self._logs.close()
+            self._logs = None
+
+    def _functions_changed(self) -> bool:
+        """True if user functions are not what the workers were started with.
+
+        Functions that can be imported cross by name and do not change. Others are pickled once per
+        pass, so that a closure which changed in between is not stale. Forked workers inherit
+        functions, and keep what they inherited.
+        """
+        if self._options.start_method == "fork":
+            return False
+        functions = self._pickled_functions()
+        return functions != b"" and functions != self._functions_sent
+
+    def _pickled_functions(self) -> bytes:
+        functions = [
+            function
+            for function in (*self._task.transforms, self._task.collate)
+            if function is not None and not _crosses_by_name(function)
+        ]
+        return dump_for_workers({"transform": functions}) if functions else b""
+
+    def _start(self) -> None:
+        if _server.load_state["loading"]:
+            raise StookError(
+                "a worker process imports a module that starts worker processes itself, in"
+                f" {_importing_line()}; start them in a function, or under"
+                " `if __name__ == '__main__':`"
+            )
+        options = self._options
+        limit = options.memory_limit
+        if limit is None:
+            limit = max(1 << 26, _core.memory_left() // 4)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        log_in, log_out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs, log_out:
+                if options.start_method == "fork":
+                    server = self._fork_server(theirs, log_out, (ours, log_in))
+                else:
+                    server = self._spawn_server(theirs, log_out)
+        except BaseException:
+            ours.close()
+            log_in.close()
+            raise
+        logs = LogReceiver(log_in)
+        try:
+            core = _core.WorkerPool(
+                socket=ours.detach(),
+                server=server,
+                num_workers=options.num_workers,
+                per_worker_buffer_size=options.per_worker_buffer_size,
+                memory_limit=limit,
+                min_shared_bytes=options.min_shared_bytes,
+                restart_workers=options.on_worker_death == "restart",
+                max_restarts=options.max_restarts,
+                functions=ParentFunctions(logs, limit),
+            )
+            core.watch(logs.fileno())
+        except BaseException:
+            logs.close()
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(server, signal.SIGKILL)
+                os.waitpid(server, 0)
+            raise
+        self._core = core
+        self._logs = logs
+
+    def _spawn_server(self, control: socket.socket, log: socket.socket) -> int:
+        """A fresh interpreter that is sent everything; returns its process id."""
+        options = self._options
+        settings = {
+            "surroundings": Surroundings.of_this_process(),
+            "threads": options.threads_per_worker,
+            "min_shared_bytes": options.min_shared_bytes,
+        }
+        parts = {
+            "source": self._task.source,
+            "transform": self._task.transforms,
+            "collate": self._task.collate,
+            "worker_init_fn": options.worker_init_fn,
+            "task": self._task,
+        }
+        self._functions_sent = self._pickled_functions()
+        payload = os.memfd_create("stook-payload", os.MFD_CLOEXEC)
+        try:
+            with open(payload, "wb", closefd=False) as file:
+                pickle.dump(settings, file, protocol=5)
+                file.write(dump_for_workers(parts))
+            os.lseek(payload, 0, os.SEEK_SET)
+            return _spawn_interpreter(
+                (control.fileno(), payload, log.fileno()),
+                {**os.environ, **thread_variables(options.threads_per_worker)},
+            )
+        finally:
+            os.close(payload)
+
+    def _fork_server(
+        self,
+        control: socket.socket,
+        log: socket.socket,
+        parents: tuple[socket.socket, ...],
+    ) -> int:
+        """A fork of this process, which inherits everything; returns its process id."""
+        _check_forkable()
+        parent = os.getpid()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # _check_forkable has warned
+            pid = os.fork()
+        if pid != 0:
+            return pid
+        try:
+            os.setpgid(0, 0)
+            for end in parents:
+                end.close()
+            for pool in list(_pools):
+                pool._forget()
+            signal.set_wakeup_fd(-1)
+            asyncio = sys.modules.get("asyncio")
+            if asyncio is not None:
+                asyncio._set_running_loop(None)
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, 0)
+            os.close(null)
+            os.environ.update(thread_variables(self._options.threads_per_worker))
+            _server.serve(
+                control.detach(),
+                log.detach(),
+                parent,
+                task=self._task,
+                init=self._options.worker_init_fn,
+                failure=None,
+                threads=self._options.threads_per_worker,
+                min_shared_bytes=self._options.min_shared_bytes,
+            )
+        finally:
+            os._exit(1)
+
+    def _forget(self) -> None:
+        """In a forked server: the descriptors of another pool are not its own."""
+        core, self._core = self._core, None
+        if core is not None:
+            core.close()
+        if self._logs is not None:
+            self._logs._channel.close()
+            self._logs = None
+
+
+def _spawn_interpreter(descriptors: tuple[int, int, int], environment: dict[str, str]) -> int:
+    import json
+
+    executable = sys.executable
+    if not executable:
+        raise StookError(
+            "this Python is embedded in another program (sys.executable is empty), so no fresh"
+            " interpreter can be started; pass start_method='fork'"
+        )
+    path = [os.fspath(entry) for entry in sys.path if isinstance(entry, (str, os.PathLike))]
+    # The entry of a script's or a notebook's own folder is relative to the working directory.
+    path = [entry or os.getcwd() for entry in path]
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    numbers = [str(number) for number in (*descriptors, os.getpid())]
+    defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+    return os.posix_spawn(
+        executable,
+        [executable, *flags, "-c", _BOOT, json.dumps(path), *numbers],
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            # Onto itself: the descriptor is inherited, and by this process alone.
+            *((os.POSIX_SPAWN_DUP2, number, number) for number in descriptors),
+        ],
+        setpgroup=0,  # the terminal's Ctrl-C is the caller's
+        setsigmask=[],
+        setsigdef=defaults,
+    )
+
+
+def _crosses_by_name(function: Any) -> bool:
+    """True for what pickle takes by name: functions and classes of modules that can be imported."""
+    module = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
+        return False
+    found: Any = sys.modules.get(module)
+    for step in name.split("."):
+        found = getattr(found, step, None)
+    return found is function
+
+
+def _importing_line() -> str:
+    """The line of a module's own level that led here."""
+    for frame in traceback.extract_stack():
+        if frame.name == "<module>" and "stook" not in os.path.dirname(frame.filename):
+            line = f"{frame.filename}, line {frame.lineno}: {frame.line}"
+            if "from stook._server" not in (frame.line or "") and frame.filename != "<string>":
+                return line
+    return "a line that cannot be told"
+
+
+def _check_forkable() -> None:
+    """Refuses to fork with CUDA initialized, and warns of threads."""
+    if _cuda_initialized():
+        raise RuntimeError(
+            "start_method='fork' in a process that has initialized CUDA: the forked workers could"
+            " not use it, nor end cleanly. Start the workers (iterate the loader) before CUDA is"
+            " used, or use start_method='forkserver'"
+        )
+    others = threading.active_count() - 1
+    native = len(os.listdir("/proc/self/task")) - 1 - others
+    pools = [name for name in ("torch", "jax") if name in sys.modules and native > 0]
+    if others > 0 or pools:
+        what = f"{others} other Python threads" if others else f"threads of {', '.join(pools)}"
+        warnings.warn(
+            f"start_method='fork' in a process with {what}: a lock that one of them holds now stays"
+            " locked in the workers. Start the workers first, or use start_method='forkserver'",
+            RuntimeWarning,
+            stacklevel=6,
+        )
+
+
+def _cuda_initialized(descriptors: str = "/proc/self/fd") -> bool:
+    """True if this process holds an NVIDIA device open, which is what initializing CUDA does."""
+    for name in os.listdir(descriptors):
+        with contextlib.suppress(OSError):
+            if os.readlink(os.path.join(descriptors, name)).startswith("/dev/nvidia"):
+                return True
+    return False

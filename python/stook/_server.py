@@ -1,0 +1,104 @@
+"""The fork server's process: takes over what it was sent, and forks workers from that state."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import os
+import pickle
+import signal
+import socket
+import sys
+from typing import Any
+
+from . import _core
+from ._surroundings import Surroundings
+from ._worker import WorkerFunctions
+
+__all__ = ["load_state", "main", "serve"]
+
+# In a server, and so in its workers: what the server is doing. Loading means importing modules.
+load_state = {"loading": False}
+
+
+def main(control: int, payload: int, log: int, parent: int) -> None:
+    """Entry of a fresh interpreter (`_processes.py` starts it); never returns."""
+    with open(payload, "rb") as file:
+        data = file.read()
+    stream = io.BytesIO(data)
+    settings: dict[str, Any] = pickle.load(stream)
+    surroundings: Surroundings = settings["surroundings"]
+    surroundings.take_over()
+    task, init, failure = None, None, None
+    load_state["loading"] = True
+    try:
+        parts = pickle.load(stream)
+        init = parts["worker_init_fn"]
+        task = parts["task"]
+    except BaseException as error:
+        # Every worker reports it, and so the consumer gets it with its traceback.
+        failure = error
+        if not isinstance(error, Exception):
+            failure = RuntimeError(f"loading raised {error!r}")
+            failure.__cause__ = error
+    load_state["loading"] = False
+    del stream, data
+    surroundings.filter_warnings()
+    serve(
+        control,
+        log,
+        parent,
+        task=task,
+        init=init,
+        failure=failure,
+        threads=settings["threads"],
+        min_shared_bytes=settings["min_shared_bytes"],
+    )
+
+
+def serve(
+    control: int,
+    log: int,
+    parent: int,
+    *,
+    task: Any,
+    init: Any,
+    failure: BaseException | None,
+    threads: int,
+    min_shared_bytes: int,
+) -> None:
+    """Serves until the parent is gone; never returns."""
+    status = 1
+    try:
+        # Workers inherit these; the terminal's signals are the parent's business.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            with contextlib.suppress(ValueError, OSError):
+                signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        bound = None
+        seeded = True
+        if task is not None and failure is None:
+            try:
+                bound = task.bind()
+                seeded = task.seed is not None
+            except Exception as error:
+                failure = error
+        functions = WorkerFunctions(
+            bound,
+            failure=failure,
+            init=init,
+            threads=threads,
+            seeded=seeded,
+            log_channel=socket.socket(fileno=log),
+            parent=parent,
+        )
+        # What exists now is shared by all workers for ever; the collector must not write to it.
+        gc.collect()
+        gc.freeze()
+        _core.serve(control, parent, min_shared_bytes, functions)
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
