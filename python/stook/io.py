@@ -132,9 +132,10 @@ def decode_jpeg(
     if limit < 1:
         raise ValueError(f"max_pixels must be at least 1, or None for no limit, not {max_pixels}")
     gray = mode == "L"
-    return _core.decode_jpeg(
+    decoded: NDArray[np.uint8] = _core.decode_jpeg(
         source, out, gray, min(limit, _UNLIMITED), allow_truncated, apply_orientation
     )
+    return decoded
 
 
 def jpeg_info(source: str | os.PathLike[str] | Buffer) -> JpegInfo:

@@ -27,15 +27,12 @@ int FileReader::open(const char* path) {
     ::close(fd);
     return error;
   }
-  int error = 0;
-  if (S_ISDIR(status.st_mode)) error = EISDIR;
   if (S_ISREG(status.st_mode)) {
-    if (static_cast<std::uint64_t>(status.st_size) > kMaxBytes) error = EFBIG;
     expected_ = static_cast<std::size_t>(status.st_size);
-  }
-  if (error != 0) {
-    ::close(fd);
-    return error;
+    if (expected_ > max_bytes_) {
+      ::close(fd);
+      return EFBIG;
+    }
   }
   fd_ = fd;
   return 0;
@@ -55,14 +52,14 @@ int FileReader::read(const char* path, std::size_t want) {
     if (const int error = open(path); error != 0) return error;
   }
   while (!at_end_ && size_ < want) {
-    if (size_ >= kMaxBytes) return EFBIG;
+    if (size_ >= max_bytes_) return EFBIG;
     if (size_ == capacity_) {
       const std::size_t grown = std::max(kFirstChunk, capacity_ * 2);
       const std::size_t sensible = expected_ > size_ ? expected_ : grown;
-      if (const int error = reserve(std::min({sensible, want, kMaxBytes})); error != 0)
+      if (const int error = reserve(std::min({sensible, want, max_bytes_})); error != 0)
         return error;
     }
-    const ::ssize_t got = ::read(fd_, data_.get() + size_, std::min(capacity_, want) - size_);
+    const ::ssize_t got = ::read(fd_, data_.get() + size_, capacity_ - size_);
     if (got < 0) return errno;
     size_ += static_cast<std::size_t>(got);
     // A regular file that gave what it promised is not asked again for its end.

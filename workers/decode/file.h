@@ -16,11 +16,11 @@ namespace stook::decode {
 /// where it stopped.
 class FileReader {
  public:
-  /// No JPEG inside any sensible pixel limit is larger; reading more is EFBIG. Keeps `/dev/zero`
+  /// No JPEG inside any sensible pixel limit is larger; a longer file is EFBIG. Keeps `/dev/zero`
   /// and sparse terabytes from eating the machine.
   static constexpr std::size_t kMaxBytes = std::size_t{1} << 30U;
 
-  FileReader() = default;
+  explicit FileReader(std::size_t max_bytes = kMaxBytes) : max_bytes_(max_bytes) {}
   ~FileReader();
   FileReader(const FileReader&) = delete;
   FileReader& operator=(const FileReader&) = delete;
@@ -40,6 +40,7 @@ class FileReader {
   int open(const char* path);
   int reserve(std::size_t capacity);
 
+  std::size_t max_bytes_;
   int fd_ = -1;
   bool at_end_ = false;
   std::size_t expected_ = 0;  // what fstat promised; 0 where the file does not say (pipes, /proc)

@@ -260,8 +260,7 @@ struct JpegDecoder::State {
   }
 
   static void on_error(j_common_ptr cinfo) {
-    State& self = of(cinfo);
-    self.fail_with_message(self.truncated ? ErrorCode::kTruncated : code_of(cinfo->err->msg_code));
+    of(cinfo).fail_with_message(code_of(cinfo->err->msg_code));
   }
 
   static void on_message(j_common_ptr cinfo, int level) {
@@ -477,8 +476,8 @@ Error JpegDecoder::decode(const JpegOptions& options, std::uint8_t* pixels,
     } else {
       s.read_strips(options.mode, to);
     }
-    jpeg_finish_decompress(
-        &s.cinfo);  // reads on to the end-of-image marker, so that a missing one is noticed
+    // Reads on to the end-of-image marker, so that a missing one is noticed.
+    jpeg_finish_decompress(&s.cinfo);
   });
   if (!done && s.code == ErrorCode::kMemoryLimit) {
     return {s.code,
