@@ -141,7 +141,7 @@ class _Node(ABC):
 
     @abstractmethod
     def take(self) -> Any:
-        """Returns what was assembled and lets go of it."""
+        """Returns what was assembled; the caller then drops this node, which still holds it."""
 
 
 class _ArrayNode(_Node):
@@ -151,11 +151,9 @@ class _ArrayNode(_Node):
         self._dtype = dtype
         self._shape = shape
         # Not zeroed: every entry is written before the batch is handed out.
-        self._out: np.ndarray[Any, Any] | None = np.empty((count, *shape), dtype)
+        self._out = np.empty((count, *shape), dtype)
 
     def put(self, position: int, value: Any) -> None:
-        out = self._out
-        assert out is not None
         if isinstance(value, (np.ndarray, np.generic)):
             dtype, shape = value.dtype, value.shape
             if not _is_array(value):
@@ -170,13 +168,12 @@ class _ArrayNode(_Node):
         if shape != self._shape:
             raise _MismatchError(_described(value), self._described(), _SAME_SHAPE)
         try:
-            out[position] = value
+            self._out[position] = value
         except OverflowError:
             raise _MismatchError(f"the integer {value}", "", _INT64) from None
 
     def take(self) -> Any:
-        out, self._out = self._out, None
-        return out
+        return self._out
 
     def _refuse(self, value: Any) -> NoReturn:
         raise _MismatchError(_described(value), self._described(), _SAME_FORM)
@@ -205,8 +202,7 @@ class _TensorNode(_Node):
         self._out[position].copy_(value.detach())
 
     def take(self) -> Any:
-        out, self._out = self._out, None
-        return out
+        return self._out
 
     def _described(self) -> str:
         return _tensor_text(*self._first)
@@ -226,8 +222,7 @@ class _ListNode(_Node):
         self._values.append(value)
 
     def take(self) -> Any:
-        values, self._values = self._values, []
-        return values
+        return self._values
 
 
 class _DictNode(_Node):
@@ -242,7 +237,7 @@ class _DictNode(_Node):
         children = self._children
         if type(value) is not self._type:
             raise _MismatchError(_described(value), f"a {self._type.__name__}", _SAME_FORM)
-        if len(value) != len(children) or value.keys() != children.keys():
+        if value.keys() != children.keys():
             raise _MismatchError(
                 f"a {self._type.__name__} with keys {_keys_text(value)}",
                 f"one with keys {_keys_text(children)}",

@@ -311,10 +311,10 @@ class FakeTensor:
     """As much of a torch.Tensor as assembling uses."""
 
     layout = "strided"
-    device = "cpu"
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: np.ndarray, device: str = "cpu") -> None:
         self.array = array
+        self.device = device
         self.dtype = f"torch.{array.dtype}"
         self.shape = array.shape
 
@@ -351,6 +351,7 @@ def test_tensors_are_stacked() -> None:
     [
         (FakeTensor(np.zeros(2, np.int8)), "a torch.int8 tensor of shape (2,) on cpu"),
         (FakeTensor(np.zeros(3)), "a torch.float64 tensor of shape (3,) on cpu"),
+        (FakeTensor(np.zeros(2), "cuda:0"), "a torch.float64 tensor of shape (2,) on cuda:0"),
         (np.zeros(2), "float64 of shape (2,)"),
     ],
 )

@@ -21,6 +21,8 @@ from loader_cases import each_number_of_workers, loader, outcomes
 
 import stook
 from stook._task import LoaderTask
+from stook.loader import _IterableJobs
+from stook.worker_info import _state
 
 
 def double(value: Any) -> Any:
@@ -711,6 +713,42 @@ def test_worker_info(workers: int) -> None:
         assert [info.epoch for info in found] == [0] * 4 + [1] * 4
         assert {info.count for info in found} == {workers}
         assert all(0 <= info.index < workers and info.incarnation == 0 for info in found)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+@pytest.mark.parametrize("transforms", [(), (double,)])
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_task_tells_worker_info_its_epoch(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int | None, transforms: Any, seed: int | None
+) -> None:
+    class Source(Indexed):
+        def __getitem__(self, index: int) -> Any:
+            infos.append(stook.worker_info())
+            return index
+
+    infos: list[Any] = []
+    monkeypatch.setattr(_state, "worker", (1, 2, 1234, 5))
+    monkeypatch.setattr(_state, "epoch", 0)
+    run = LoaderTask(Source(0), transforms, batch_size, None, seed).bind()
+    run(7, 0, 0 if batch_size is None else (0,))
+    assert infos == [stook.WorkerInfo(index=1, count=2, pid=1234, incarnation=5, epoch=7)]
+
+
+def test_an_error_in_a_worker_names_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_state, "worker", (1, 2, 1234, 5))
+    with pytest.raises(stook.ElementError) as caught:
+        LoaderTask([0], (load,)).bind()(0, 3, 0)
+    assert (caught.value.index, caught.value.worker) == (3, 1)
+
+
+def test_epochs_are_counted_by_what_was_delivered_not_by_what_was_drawn() -> None:
+    jobs = _IterableJobs(Repeated(1, 2, 3), 2, False, 5, 4)
+    drawn = list(jobs)
+    assert [job[:2] for job in drawn] == [(epoch, at) for epoch in range(5, 9) for at in (0, 1)]
+    assert [jobs.epochs_begun(delivered) for delivered in range(9)] == [0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 @each_number_of_workers
