@@ -620,6 +620,17 @@ TEST(Jpeg, AnEndMarkerThatComesTooEarlyIsTruncation) {
   EXPECT_EQ(kept.pixels, decode(cut, truncation_allowed()).pixels);
 }
 
+TEST(Jpeg, AMissingEndMarkerIsNoticedBehindTheImageData) {
+  Bytes file = encode({});
+  const Bytes pixels = decode(file).pixels;
+  file.erase(file.end() - 2, file.end());
+  put(file, {0xFF, 0xFE, 0, 4, 'n', 'o'});  // a comment, which ends the image data
+  EXPECT_EQ(decode(file).error.code, ErrorCode::kTruncated);
+  EXPECT_EQ(decode(file, truncation_allowed()).pixels, pixels);
+  put(file, {0xFF, 0xD9});
+  EXPECT_EQ(decode(file).pixels, pixels);
+}
+
 TEST(Jpeg, RefusesMorePixelsThanAllowed) {
   const Bytes file = encode({});
   JpegOptions options;
