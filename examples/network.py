@@ -52,7 +52,7 @@ class Network:
         slope = chances.copy()
         slope[rows, turns] -= 1
         slope = (slope / len(x)).reshape(x.shape)
-        weight_slopes, bias_slopes = [], []
+    XX
         for layer in reversed(range(len(self.folds))):
             n, c, d = self.folds[layer]
             flat = slope.reshape(-1, d)

@@ -82,7 +82,7 @@ def torch_loader(work: Work, workers: int, buffer: int) -> Iterator[Elements]:
 
     make = work.element or work.make
 
-    class Made(Dataset):  # type: ignore[misc,type-arg]
+    class Made(Dataset):  # type: ignore[type-arg]
         def __len__(self) -> int:
             return ENDLESS
 
