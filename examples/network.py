@@ -52,7 +52,8 @@ class Network:
         slope = chances.copy()
         slope[rows, turns] -= 1
         slope = (slope / len(x)).reshape(x.shape)
-    XX
+        weight_slopes: list[np.ndarray] = []
+        bias_slopes: list[np.ndarray] = []
         for layer in reversed(range(len(self.folds))):
             n, c, d = self.folds[layer]
             flat = slope.reshape(-1, d)
