@@ -85,6 +85,7 @@ struct Thread {
   View fenced;   // what a relaxed store carries since the last release fence
   std::uint64_t history = 0;
   bool finished = false;
+  bool daemon = false;
   bool spurious_failure_used = false;
   bool (*ready)(const void*) = nullptr;
   const void* ready_argument = nullptr;
@@ -164,11 +165,12 @@ class Engine {
   void destroy_later(void* object, void (*destroy)(void*)) {
     destructors_.emplace_back(object, destroy);
   }
-  void add_thread(std::string name, std::function<void()> body) {
+  void add_thread(std::string name, std::function<void()> body, bool daemon = false) {
     if (threads_.size() == kMaxThreads) misuse("too many threads");
     threads_.emplace_back();
     threads_.back().name = std::move(name);
     threads_.back().body = std::move(body);
+    threads_.back().daemon = daemon;
   }
   void set_conclusion(std::function<void()> body) { conclusion_ = std::move(body); }
 
@@ -367,7 +369,7 @@ void Engine::schedule() {
   if (count == 0) {
     std::string asleep;
     for (const Thread& thread : threads_) {
-      if (!thread.finished) asleep += (asleep.empty() ? "" : ", ") + thread.name;
+      if (!thread.finished && !thread.daemon) asleep += (asleep.empty() ? "" : ", ") + thread.name;
     }
     if (asleep.empty()) {
       completed_ = true;
@@ -786,6 +788,10 @@ void Scenario::thread(std::string name, std::function<void()> body) {
   engine->add_thread(std::move(name), std::move(body));
 }
 void Scenario::finally(std::function<void()> body) { engine->set_conclusion(std::move(body)); }
+
+void Scenario::daemon(std::string name, std::function<void()> body) {
+  engine->add_thread(std::move(name), std::move(body), true);
+}
 
 Report explore(const Build& build, const Options& options) {
   if (engine != nullptr) Engine::misuse("one exploration at a time");

@@ -97,6 +97,9 @@ class Scenario {
 
   void thread(std::string name, std::function<void()> body);
 
+  // A thread that may be asleep when all others have ended.
+  void daemon(std::string name, std::function<void()> body);
+
   // Runs after every thread has ended, and sees all that they did.
   void finally(std::function<void()> body);
 
@@ -351,15 +354,20 @@ class ModelVar {
   mutable detail::Accesses accesses_;
 };
 
-// An eventfd. The kernel's own order of its calls is all it has: neither ring() nor drain() makes
-// one thread's stores visible to the other, so that nothing under test leans on it.
+// An eventfd. By POSIX alone a ring makes none of the waker's stores visible to the sleeper; Linux
+// takes the same lock in both calls, which does. Nothing but what says kSynchronises leans on it.
+enum class EventFdOrder { kNone, kSynchronises };
+
 class EventFd {
  public:
-  EventFd() { detail::register_counter(&count_); }
+  explicit EventFd(EventFdOrder order = EventFdOrder::kNone) : order_(order) {
+    detail::register_counter(&count_);
+  }
   EventFd(const EventFd&) = delete;
   EventFd& operator=(const EventFd&) = delete;
 
   void ring() {
+    if (order_ == EventFdOrder::kSynchronises) kernel_.fetch_add(1, std::memory_order_acq_rel);
     detail::counter_step("eventfd ring", &count_);
     ++count_;
     detail::counter_done(count_);
@@ -370,6 +378,7 @@ class EventFd {
     detail::counter_step("eventfd drain", &count_);
     const std::uint64_t count = std::exchange(count_, 0);
     detail::counter_done(count);
+    if (order_ == EventFdOrder::kSynchronises) kernel_.fetch_add(1, std::memory_order_acq_rel);
     return count != 0;
   }
 
@@ -379,10 +388,18 @@ class EventFd {
                   this);
   }
 
+  // As read() of a blocking eventfd.
+  void wait() {
+    poll();
+    drain();
+  }
+
   bool readable() const { return count_ != 0; }  // for block_until
 
  private:
+  EventFdOrder order_;
   std::uint64_t count_ = 0;
+  ModelAtomic<std::uint64_t> kernel_;
 };
 
 template <class Condition>

@@ -409,6 +409,24 @@ TEST(Checker, AnEventFdTakesAllRingsAtOnce) {
   EXPECT_EQ(seen, (std::set<Pair>{{1, 0}, {1, 1}}));
 }
 
+TEST(Checker, AnEventFdPublishesOnlyWhereItIsSaidTo) {
+  for (const EventFdOrder order : {EventFdOrder::kNone, EventFdOrder::kSynchronises}) {
+    const Report report = explore([=](Scenario& scenario) {
+      auto* bell = scenario.make<EventFd>(order);
+      auto* data = scenario.make<ModelVar<int>>(0);
+      scenario.thread("waker", [=] {
+        *data = 42;
+        bell->ring();
+      });
+      scenario.thread("sleeper", [=] {
+        bell->wait();
+        require(*data == 42, "the data is old");
+      });
+    });
+    EXPECT_EQ(report.failure.empty(), order == EventFdOrder::kSynchronises) << report;
+  }
+}
+
 TEST(Checker, AnEndlessLoopIsAFailure) {
   const Report report = explore([](Scenario& scenario) {
     auto* flag = scenario.make<Atomic>(0u);

@@ -96,6 +96,21 @@ NamedScenario race() {
           }};
 }
 
+// As many jobs as workers: whoever loses the race for the first job gets the second.
+NamedScenario race_once() {
+  return {"race once", [](Scenario& scenario) {
+            auto* shared = scenario.make<Shared>();
+            produce(shared, 2, 0);
+            produce(shared, 2, 1);
+            for (std::uint32_t worker = 0; worker < 2; ++worker) {
+              scenario.thread("worker", [=] {
+                require(claim_and_run(shared, 2, worker),
+                        "a worker goes away although a job is free");
+              });
+            }
+          }};
+}
+
 // One slot serves jobs 0, 1 and 2; a slow worker may hold an old hint.
 NamedScenario reuse() {
   return {"reuse", [](Scenario& scenario) {
@@ -116,24 +131,48 @@ NamedScenario reuse() {
           }};
 }
 
-// Worker 5 has claimed the jobs below `claimed` and died. The parent writes a job's contents anew
-// and gives it free, lowest first or last, while others claim.
-NamedScenario give_free(std::vector<std::uint64_t> jobs, bool keeps_producing) {
-  return {"give free " + std::to_string(jobs.size()), [=](Scenario& scenario) {
+// Worker 5 has claimed `claimed` jobs and died; the last claim, if `early`, before it advanced the
+// hint. The parent writes the `freed` jobs' contents anew and gives them free while others claim.
+struct Death {
+  std::uint64_t claimed;
+  bool early;
+  std::vector<std::uint64_t> freed;
+};
+
+NamedScenario give_free(const Death& death) {
+  return {"give free " + std::to_string(death.freed.front()), [=](Scenario& scenario) {
             auto* shared = scenario.make<Shared>();
             produce(shared, 2, 0);
             produce(shared, 2, 1);
-            for (std::size_t i = 0; i < 1 + (jobs.size() > 1); ++i) {
+            for (std::uint64_t i = 0; i < death.claimed; ++i) {
+              const std::uint64_t hint = shared->words.hint.load();
               workers::claim_lowest(shared->words, shared->slots, 2, 5, kAnyJob);
+              if (death.early && i + 1 == death.claimed) shared->words.hint.store(hint);
             }
-            if (keeps_producing) shared->words.produced.store(1);
             scenario.thread("parent", [=] {
-              for (const std::uint64_t job : jobs) {
+              for (const std::uint64_t job : death.freed) {
                 Slot& slot = shared->slots[job];
                 slot.contents = contents_of(job);
                 workers::unclaim_job(shared->words, slot, job);
               }
-              if (keeps_producing) produce(shared, 2, 1);
+            });
+            for (std::uint32_t worker = 0; worker < 2; ++worker) {
+              scenario.thread("worker", [=] { claim_and_run(shared, 2, worker); });
+            }
+            scenario.finally([=] { require_each_done_once(shared, 2); });
+          }};
+}
+
+// As before, and meanwhile the parent makes another job.
+NamedScenario give_free_and_produce() {
+  return {"give free and produce", [=](Scenario& scenario) {
+            auto* shared = scenario.make<Shared>();
+            produce(shared, 2, 0);
+            workers::claim_lowest(shared->words, shared->slots, 2, 5, kAnyJob);
+            scenario.thread("parent", [=] {
+              shared->slots[0].contents = contents_of(0);
+              workers::unclaim_job(shared->words, shared->slots[0], 0);
+              produce(shared, 2, 1);
             });
             for (std::uint32_t worker = 0; worker < 2; ++worker) {
               scenario.thread("worker", [=] { claim_and_run(shared, 2, worker); });
@@ -147,11 +186,13 @@ class JobRingModel : public ModelTest {};
 std::vector<NamedScenario> scenarios() {
   return {deal(),
           race(),
+          race_once(),
           reuse(),
-          give_free({0}, false),
-          give_free({0}, true),
-          give_free({0, 1}, false),
-          give_free({1, 0}, false)};
+          give_free({1, false, {0}}),
+          give_free({1, true, {0}}),
+          give_free({2, false, {0, 1}}),
+          give_free({2, true, {1, 0}}),
+          give_free_and_produce()};
 }
 
 TEST_F(JobRingModel, EveryJobIsClaimedOnceWithItsContents) {

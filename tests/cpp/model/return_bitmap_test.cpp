@@ -53,6 +53,8 @@ NamedScenario returns(const std::string& name, std::vector<std::vector<std::uint
             });
             scenario.finally([=] {
               harvest(shared);
+              require(shared->bitmap.summary[0].load(std::memory_order_relaxed) == 0,
+                      "the owner looks at words that hold nothing");
               for (const auto& blocks : holders) {
                 for (const std::uint32_t block : blocks) {
                   require(shared->taken[block] == 1, "a block came back never or twice");

@@ -71,6 +71,11 @@ NamedScenario transfer(std::uint64_t capacity, std::uint64_t start, std::uint64_
               while (take()) {
               }
               require(shared->taken == shared->published, "a published slot never arrives");
+              for (std::uint64_t i = 0; i < capacity; ++i) {
+                require(writer->prepare() != nullptr, "an empty ring takes less than its capacity");
+                writer->publish();
+              }
+              require(writer->prepare() == nullptr, "a full ring takes one more");
             });
           }};
 }
