@@ -55,8 +55,8 @@ BlockAllocator::BlockAllocator(const Mapping& memory, std::uint64_t begin, std::
 }
 
 std::optional<Block> BlockAllocator::allocate(std::uint64_t bytes) {
+  if (bytes > memory_.size()) return std::nullopt;
   const std::uint64_t pages = std::max<std::uint64_t>(1, (bytes + kPageBytes - 1) / kPageBytes);
-  if (pages > memory_.size() / kPageBytes) return std::nullopt;
   const SizeClass wanted = size_class(pages);
   std::optional<Block> block;
   // The exact class first, then slightly larger ones: a warm block that wastes a quarter beats a
@@ -86,24 +86,19 @@ std::optional<Block> BlockAllocator::recycle(std::uint32_t size_class, std::uint
 }
 
 std::optional<Block> BlockAllocator::carve(std::uint64_t capacity) {
-  if (spare_ids_.empty() && blocks_.size() >= kMaxBlocks) {
-    // All ids are out. Give up an idle block of another size, if there is one.
-    trim_idle();
-    if (spare_ids_.empty()) {
-      for (auto& list : idle_) {
-        if (list.empty()) continue;
-        const BlockId id = list.front();
-        list.erase(list.begin());
-        evict(id);
-        break;
-      }
-    }
-    if (spare_ids_.empty()) return std::nullopt;
+  // Where there is no id, no memory or no range, idle blocks of other sizes are given up: nobody
+  // holds them, so they must not be what a request fails for.
+  while (spare_ids_.empty() && blocks_.size() >= kMaxBlocks) {
+    if (!evict_coldest()) return std::nullopt;
   }
-  if (!may_grow(capacity)) return std::nullopt;
-  auto range = ranges_.begin();
-  while (range != ranges_.end() && range->second < capacity) ++range;  // first fit: few, low ranges
-  if (range == ranges_.end()) return std::nullopt;
+  while (!may_grow(capacity)) {
+    if (!evict_bytes(capacity)) return std::nullopt;
+  }
+  auto range = first_fit(capacity);
+  while (range == ranges_.end()) {
+    if (!evict_bytes(capacity)) return std::nullopt;
+    range = first_fit(capacity);
+  }
   const std::uint64_t offset = range->first;
   const std::uint64_t rest = range->second - capacity;
   ranges_.erase(range);
@@ -127,6 +122,12 @@ std::optional<Block> BlockAllocator::carve(std::uint64_t capacity) {
   }
 #endif
   return Block{id, offset, capacity, true};
+}
+
+std::map<std::uint64_t, std::uint64_t>::iterator BlockAllocator::first_fit(std::uint64_t capacity) {
+  // First fit: few, low ranges.
+  return std::find_if(ranges_.begin(), ranges_.end(),
+                      [capacity](const auto& range) { return range.second >= capacity; });
 }
 
 bool BlockAllocator::may_grow(std::uint64_t bytes) {
@@ -183,20 +184,30 @@ void BlockAllocator::let_go(BlockId id, Holder holder) {
 void BlockAllocator::trim_idle() {
   // What was live at the recent peak will be wanted again; as much again is slack.
   const std::uint64_t keep = std::max(kIdleFloor, 2 * peak_live_bytes_);
-  while (stats_.idle_bytes > keep) {
-    std::vector<BlockId>* coldest = nullptr;
-    for (auto& list : idle_) {
-      if (list.empty()) continue;
-      if (coldest == nullptr ||
-          blocks_[list.front()].freed_at < blocks_[coldest->front()].freed_at) {
-        coldest = &list;
-      }
-    }
-    if (coldest == nullptr) return;
-    const BlockId id = coldest->front();
-    coldest->erase(coldest->begin());
-    evict(id);
+  while (stats_.idle_bytes > keep && evict_coldest()) {
   }
+}
+
+bool BlockAllocator::evict_bytes(std::uint64_t bytes) {
+  const std::uint64_t before = stats_.idle_bytes;
+  while (before - stats_.idle_bytes < bytes && evict_coldest()) {
+  }
+  return stats_.idle_bytes < before;
+}
+
+bool BlockAllocator::evict_coldest() {
+  std::vector<BlockId>* coldest = nullptr;
+  for (auto& list : idle_) {
+    if (list.empty()) continue;
+    if (coldest == nullptr || blocks_[list.front()].freed_at < blocks_[coldest->front()].freed_at) {
+      coldest = &list;
+    }
+  }
+  if (coldest == nullptr) return false;
+  const BlockId id = coldest->front();
+  coldest->erase(coldest->begin());
+  evict(id);
+  return true;
 }
 
 void BlockAllocator::evict(BlockId id) {

@@ -78,7 +78,12 @@ class BlockAllocator {
   std::optional<Block> carve(std::uint64_t capacity);
   bool may_grow(std::uint64_t bytes);
   void let_go(BlockId id, Holder holder);
+  std::map<std::uint64_t, std::uint64_t>::iterator first_fit(std::uint64_t capacity);
   void trim_idle();
+  // Give idle blocks back, the one that has been idle longest first: one, or at least `bytes` if
+  // there are so many. False if nothing is idle.
+  bool evict_coldest();
+  bool evict_bytes(std::uint64_t bytes);
   void return_range(std::uint64_t offset, std::uint64_t bytes);
   void evict(BlockId id);
 

@@ -25,8 +25,8 @@ LeasedArena::LeasedArena(int fd, const ArenaLayout& layout,
 }
 
 bool LeasedArena::lease(BlockId id, std::uint64_t offset, std::uint64_t bytes) noexcept {
-  if (id >= kMaxBlocks || offset < layout_.first_block_offset() || offset > layout_.total_bytes ||
-      bytes > layout_.total_bytes - offset) {
+  if (id >= kMaxBlocks || offset % kPageBytes != 0 || offset < layout_.first_block_offset() ||
+      offset > layout_.total_bytes || bytes > layout_.total_bytes - offset) {
     return false;
   }
   std::atomic<std::uint64_t>& word = held_[id / 64];
@@ -54,8 +54,8 @@ void LeasedArena::release(BlockId id) noexcept {
     memory_.punch(extent.offset, round_up(extent.bytes, kPageBytes));
   } else {
     return_block(header().returned, id);
-    observer_->on_release(extent.bytes);
   }
+  observer_->on_release(extent.bytes);
   drop_reference();
 }
 
@@ -79,7 +79,7 @@ void LeasedArena::retire() noexcept {
   std::uint64_t from = layout_.first_block_offset();
   for (const Extent& extent : held) {
     if (extent.offset > from) memory_.punch(from, extent.offset - from);
-    from = round_up(extent.offset + extent.bytes, kPageBytes);
+    from = std::max(from, round_up(extent.offset + extent.bytes, kPageBytes));
   }
   if (from < layout_.total_bytes) memory_.punch(from, layout_.total_bytes - from);
 }

@@ -14,7 +14,7 @@
 
 namespace stook::shm {
 
-// Hears of every block that goes back to a living worker. Any thread.
+// Hears of every block that is released, to a living worker or after its death. Any thread.
 class ReleaseObserver {
  public:
   virtual ~ReleaseObserver() = default;
@@ -72,7 +72,8 @@ class LeasedArena {
   std::atomic<std::uint64_t> held_blocks_{0};
   // Bit per block. Set by the one thread that decodes, cleared by whichever releases.
   std::atomic<std::uint64_t> held_[kMaxBlocks / 64]{};
-  // Where a held block lies. Written before its held bit is set, read after it was cleared.
+  // Where a held block lies. Written before its held bit is set, read before it is cleared: after
+  // that, the id may be leased anew.
   std::unique_ptr<Extent[], Free> extents_;
 };
 
