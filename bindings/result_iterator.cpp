@@ -38,7 +38,10 @@ struct Iterator {
   std::uint64_t moved;
   std::uint64_t copied;
   std::uint64_t errors;
-  TakenOutcome* taken;  // scratch, reused
+  // A thread asks `jobs` for one. GIL.
+  bool producing;
+  // Scratch for one thread at a time, so that an element costs no allocation. GIL.
+  TakenOutcome* spare;
 };
 
 Iterator* as_iterator(PyObject* self) { return reinterpret_cast<Iterator*>(self); }
@@ -102,6 +105,12 @@ bool encode_failed_item(Iterator* self, OwnedRef& bytes, workers::JobOrder& orde
 
 // Asks the Python iterator for one job and deals it. False with an error set.
 bool produce_from_python(Iterator* self) {
+  // Threads may share the iterator; a generator, and the encoder, take one at a time.
+  self->producing = true;
+  const struct Done {
+    Iterator* iterator;
+    ~Done() { iterator->producing = false; }
+  } done{self};
   const OwnedRef job(PyIter_Next(self->jobs));
   if (!job) {
     self->jobs_done = true;
@@ -145,7 +154,12 @@ bool produce_from_python(Iterator* self) {
   if (failed && !encode_failed_item(self, failure, order)) return false;
   try {
     const LockWithGil lock(self->pool->mutex);
-    if (self->pool->manager.can_produce()) self->pool->manager.produce(order);
+    Manager& manager = self->pool->manager;
+    if (manager.is_open() && self->pass == self->pool->pass && manager.can_produce()) {
+      manager.produce(order);
+    } else if (manager.is_open()) {  // closed or iterated again meanwhile
+      manager.free_arguments(order.blocks);
+    }
   } catch (const shm::Error& error) {
     set_python_error(error);
     return false;
@@ -156,9 +170,8 @@ bool produce_from_python(Iterator* self) {
 // ------------------------------------------------------------------ results
 
 // Under the mutex. Copies out what the manager would reuse.
-void take(Iterator* self) {
+void take(Iterator* self, TakenOutcome& taken) {
   Manager& manager = self->pool->manager;
-  TakenOutcome& taken = *self->taken;
   taken.outcome = manager.take(self->ordered);
   taken.blocks.assign(taken.outcome.blocks.begin(), taken.outcome.blocks.end());
   taken.payload.assign(taken.outcome.payload.begin(), taken.outcome.payload.end());
@@ -166,8 +179,7 @@ void take(Iterator* self) {
 }
 
 // The element, or nullptr with its error set.
-PyObject* deliver(Iterator* self) {
-  TakenOutcome& taken = *self->taken;
+PyObject* deliver(Iterator* self, const TakenOutcome& taken) {
   const workers::Outcome& outcome = taken.outcome;
   WorkerPool& pool = *self->pool;
   if (outcome.kind == workers::OutcomeKind::kElement) {
@@ -268,10 +280,35 @@ bool check_usable(Iterator* self) {
   return true;
 }
 
+// The iterator's scratch for the time of one call; a second thread gets its own.
+class Scratch {
+ public:
+  explicit Scratch(Iterator* iterator)
+      : iterator_(iterator), taken_(std::exchange(iterator->spare, nullptr)) {
+    if (taken_ == nullptr) taken_ = new TakenOutcome();
+  }
+  ~Scratch() {
+    if (iterator_->spare == nullptr) {
+      iterator_->spare = taken_;
+    } else {
+      delete taken_;
+    }
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  TakenOutcome& operator*() { return *taken_; }
+
+ private:
+  Iterator* iterator_;
+  TakenOutcome* taken_;
+};
+
 PyObject* iterator_next(PyObject* object) {
   Iterator* self = as_iterator(object);
   if (self->finished) return nullptr;
   WorkerPool& pool = *self->pool;
+  Scratch taken(self);
+  bool asked = false;  // for a job from Python
   bool long_wait = false;
   for (;;) {
     if (!check_usable(self)) return nullptr;
@@ -282,12 +319,12 @@ PyObject* iterator_next(PyObject* object) {
       if (!pool.is_open()) continue;
       if (self->plan != nullptr) produce_from_plan(self);
       state = pool.manager.poll(self->ordered);
-      may_produce = pool.manager.can_produce();
+      may_produce = pool.manager.can_produce() && !self->producing;
       // With jobs from Python, one is asked for before each element: the window stays full, and a
       // slow source holds nothing back that is ready.
       if (state == Manager::State::kReady &&
-          (self->plan != nullptr || self->jobs_done || !may_produce)) {
-        take(self);
+          (self->plan != nullptr || self->jobs_done || !may_produce || asked)) {
+        take(self, *taken);
         if (self->plan != nullptr) produce_from_plan(self);
         may_produce = false;
       }
@@ -301,13 +338,10 @@ PyObject* iterator_next(PyObject* object) {
     }
     if (self->plan == nullptr && !self->jobs_done && may_produce) {
       if (!produce_from_python(self)) return nullptr;
-      if (state != Manager::State::kReady) continue;
-      const LockWithGil lock(pool.mutex);
-      if (!pool.is_open()) continue;
-      take(self);
-      may_produce = false;
+      asked = true;
+      continue;  // another thread may have taken what was ready
     }
-    if (state == Manager::State::kReady) return deliver(self);
+    if (state == Manager::State::kReady) return deliver(self, *taken);
     if (state == Manager::State::kIdle && self->jobs_done) {
       self->finished = true;
       if (self->source_error != nullptr) {
@@ -316,6 +350,9 @@ PyObject* iterator_next(PyObject* object) {
       }
       return nullptr;
     }
+    // Nothing is under way when another thread asks for a job, or a slot is not free yet: nobody
+    // would ring.
+    if (state == Manager::State::kIdle) long_wait = false;
     if (!wait(self, long_wait)) return nullptr;
   }
 }
@@ -362,11 +399,6 @@ PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywor
   self->plan = plan;
   self->pool = pool;
   self->ordered = ordered != 0;
-  self->taken = new (std::nothrow) TakenOutcome();
-  if (self->taken == nullptr) {
-    Py_DECREF(self);
-    return PyErr_NoMemory();
-  }
   {
     const LockWithGil lock(pool->mutex);
     if (pool->manager.is_open()) pool->manager.abandon();
@@ -397,7 +429,7 @@ int iterator_clear(PyObject* object) {
 void iterator_dealloc(PyObject* object) {
   PyObject_GC_UnTrack(object);
   iterator_clear(object);
-  delete as_iterator(object)->taken;
+  delete as_iterator(object)->spare;
   Py_TYPE(object)->tp_free(object);
 }
 

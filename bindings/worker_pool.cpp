@@ -1,5 +1,7 @@
 #include "bindings/worker_pool.h"
 
+#include <pybind11/stl.h>
+
 #include "bindings/register.h"
 #include "shm/memory_limit.h"
 #include "workers/process.h"

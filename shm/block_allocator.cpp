@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <new>
+#include <utility>
 
 namespace stook::shm {
 
@@ -19,8 +20,8 @@ constexpr std::uint64_t kReserve = std::uint64_t{48} << 20;
 // Blocks up to this size are populated in one call when carved; beyond it the pages of an array
 // that is not filled should not be paid for.
 constexpr std::uint64_t kPopulateMost = std::uint64_t{8} << 20;
-// The peak of live bytes decays by 1/2 every so many frees.
-constexpr std::uint64_t kDecayPeriod = 4096;
+// How many frees a period of the peak is long.
+constexpr std::uint64_t kPeakPeriod = 4096;
 
 // Size class of `pages` (at least 1) and its capacity in pages.
 struct SizeClass {
@@ -175,15 +176,16 @@ void BlockAllocator::let_go(BlockId id, Holder holder) {
   const std::uint32_t list = size_class(record.capacity / kPageBytes).index;
   if (list >= idle_.size()) idle_.resize(list + 1);
   idle_[list].push_back(id);
-  if (sequence_ % kDecayPeriod == 0) {
-    peak_live_bytes_ = std::max(stats_.live_bytes, peak_live_bytes_ / 2);
+  if (sequence_ % kPeakPeriod == 0) {
+    earlier_peak_live_bytes_ = std::exchange(peak_live_bytes_, stats_.live_bytes);
   }
   trim_idle();
 }
 
 void BlockAllocator::trim_idle() {
   // What was live at the recent peak will be wanted again; as much again is slack.
-  const std::uint64_t keep = std::max(kIdleFloor, 2 * peak_live_bytes_);
+  const std::uint64_t peak = std::max(peak_live_bytes_, earlier_peak_live_bytes_);
+  const std::uint64_t keep = std::max(kIdleFloor, 2 * peak);
   while (stats_.idle_bytes > keep && evict_coldest()) {
   }
 }

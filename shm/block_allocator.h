@@ -96,7 +96,9 @@ class BlockAllocator {
   std::map<std::uint64_t, std::uint64_t> ranges_;  // free and unbacked: offset -> bytes
   std::uint64_t begin_;
   std::uint64_t sequence_ = 0;
-  std::uint64_t peak_live_bytes_ = 0;  // decays; what recycling needs to keep at hand
+  // Most bytes that were live in this period of frees, and in the one before.
+  std::uint64_t peak_live_bytes_ = 0;
+  std::uint64_t earlier_peak_live_bytes_ = 0;
   // BlockId + 1 of the block that starts at a page, else 0. Private to the process, so that a child
   // forked by user code cannot disturb it, and sparse: calloc of this size maps fresh zero pages.
   struct Free {

@@ -9,7 +9,7 @@ import pytest
 import stook
 
 # The numbers of workers with which a loader must behave alike.
-WORKERS = [0]
+WORKERS = [0, 1, 2]
 
 each_number_of_workers = pytest.mark.parametrize("workers", WORKERS)
 
