@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <new>
 #include <utility>
 
 namespace stook::shm {
@@ -49,10 +48,9 @@ BlockAllocator::BlockAllocator(const Mapping& memory, std::uint64_t begin, std::
     : memory_(memory),
       bytes_left_(bytes_left),
       begin_(begin),
-      page_count_((end - begin) / kPageBytes) {
+      page_count_((end - begin) / kPageBytes),
+      page_index_(page_count_) {
   ranges_.emplace(begin, end - begin);
-  page_index_.reset(static_cast<std::uint32_t*>(std::calloc(page_count_, sizeof(std::uint32_t))));
-  if (!page_index_) throw std::bad_alloc();
 }
 
 std::optional<Block> BlockAllocator::allocate(std::uint64_t bytes) {

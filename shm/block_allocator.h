@@ -9,13 +9,12 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <map>
-#include <memory>
 #include <optional>
 #include <vector>
 
 #include "shm/shared_memory.h"
+#include "shm/sparse_array.h"
 
 namespace stook::shm {
 
@@ -99,13 +98,10 @@ class BlockAllocator {
   // Most bytes that were live in this period of frees, and in the one before.
   std::uint64_t peak_live_bytes_ = 0;
   std::uint64_t earlier_peak_live_bytes_ = 0;
-  // BlockId + 1 of the block that starts at a page, else 0. Private to the process, so that a child
-  // forked by user code cannot disturb it, and sparse: calloc of this size maps fresh zero pages.
-  struct Free {
-    void operator()(std::uint32_t* pointer) const { std::free(pointer); }
-  };
-  std::unique_ptr<std::uint32_t[], Free> page_index_;
   std::uint64_t page_count_;
+  // BlockId + 1 of the block that starts at a page, else 0. Private to the process, so that a child
+  // forked by user code cannot disturb it.
+  SparseArray<std::uint32_t> page_index_;
   BlockStats stats_;
 };
 

@@ -20,9 +20,7 @@ LeasedArena::LeasedArena(int fd, const ArenaLayout& layout,
       layout_(layout),
       observer_(std::move(observer)),
       generation_(fork_generation()),
-      extents_(static_cast<Extent*>(std::calloc(kMaxBlocks, sizeof(Extent)))) {
-  if (!extents_) throw std::bad_alloc();
-}
+      extents_(kMaxBlocks) {}
 
 bool LeasedArena::lease(BlockId id, std::uint64_t offset, std::uint64_t bytes) noexcept {
   if (id >= kMaxBlocks || offset % kPageBytes != 0 || offset < layout_.first_block_offset() ||

@@ -6,11 +6,11 @@
 
 #include <atomic>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 
 #include "shm/arena.h"
 #include "shm/block_allocator.h"
+#include "shm/sparse_array.h"
 
 namespace stook::shm {
 
@@ -58,9 +58,6 @@ class LeasedArena {
     std::uint64_t offset;
     std::uint64_t bytes;
   };
-  struct Free {
-    void operator()(Extent* pointer) const { std::free(pointer); }
-  };
 
   Mapping memory_;
   ArenaLayout layout_;
@@ -74,7 +71,7 @@ class LeasedArena {
   std::atomic<std::uint64_t> held_[kMaxBlocks / 64]{};
   // Where a held block lies. Written before its held bit is set, read before it is cleared: after
   // that, the id may be leased anew.
-  std::unique_ptr<Extent[], Free> extents_;
+  SparseArray<Extent> extents_;
 };
 
 }  // namespace stook::shm
