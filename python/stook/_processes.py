@@ -23,6 +23,7 @@ from ._parent import ParentFunctions
 from ._pickling import dump_for_workers
 from ._surroundings import Surroundings, thread_variables
 from ._task import LoaderTask
+from ._worker import limit_library_threads
 from .errors import StookError
 from .options import MultiprocessingOptions
 from .stats import LoaderStats
@@ -251,6 +252,7 @@ class ProcessPool:
             os.dup2(null, 0)
             os.close(null)
             os.environ.update(thread_variables(self._options.threads_per_worker))
+            limit_library_threads(self._options.threads_per_worker)
             _server.serve(
                 control.detach(),
                 log.detach(),

@@ -94,7 +94,7 @@ def serve(
             parent=parent,
         )
         # What exists now is shared by all workers for ever; the collector must not write to it.
-        gc.collect()
+        # Without a collection before: that takes longer than forking, and saves nothing here.
         gc.freeze()
         _core.serve(control, parent, min_shared_bytes, functions)
         status = 0

@@ -118,7 +118,7 @@ _SETTERS = (
 
 
 def limit_threads(threads: int) -> None:
-    """Tells thread pools that were loaded before the fork; later ones read the environment."""
+    """In a worker: tells the thread pools of packages that were imported before the fork."""
     torch = sys.modules.get("torch")
     if torch is not None:
         # After a parallel operation in the forking process, torch hangs in its children otherwise.
@@ -126,6 +126,13 @@ def limit_threads(threads: int) -> None:
     cv2 = sys.modules.get("cv2")
     if cv2 is not None:
         cv2.setNumThreads(threads if threads > 1 else 0)
+
+
+def limit_library_threads(threads: int) -> None:
+    """In a server forked from the caller: tells OpenMP and BLAS libraries that the caller loaded.
+
+    A fresh interpreter needs none of this: there the libraries read the environment.
+    """
     for path in _loaded_libraries(("openblas", "libgomp", "libiomp", "libomp", "libmkl_rt")):
         with contextlib.suppress(OSError):
             library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
