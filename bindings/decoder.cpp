@@ -201,28 +201,31 @@ class Decoder::Reading {
       return nullptr;
     }
     std::string key(reinterpret_cast<const char*>(bytes), length);
-    auto known = decoder_.dtypes_.find(key);
-    if (known == decoder_.dtypes_.end()) {
-      const OwnedRef pickled(
-          PyBytes_FromStringAndSize(key.data(), static_cast<Py_ssize_t>(key.size())));
-      if (!pickled) return nullptr;
-      OwnedRef made(PyObject_CallOneArg(decoder_.unpickle_dtype_, pickled.get()));
-      if (!made) return nullptr;
-      if (!PyArray_DescrCheck(made.get()) ||
-          !is_plain_dtype(reinterpret_cast<PyArray_Descr*>(made.get()))) {
-        malformed();
-        return nullptr;
-      }
+    const auto known = decoder_.dtypes_.find(key);
+    if (known != decoder_.dtypes_.end()) {
+      Py_INCREF(known->second);
+      return known->second;
+    }
+    const OwnedRef pickled(
+        PyBytes_FromStringAndSize(key.data(), static_cast<Py_ssize_t>(key.size())));
+    if (!pickled) return nullptr;
+    OwnedRef made(PyObject_CallOneArg(decoder_.unpickle_dtype_, pickled.get()));
+    if (!made) return nullptr;
+    auto* descr = reinterpret_cast<PyArray_Descr*>(made.get());
+    if (!PyArray_DescrCheck(made.get()) || !is_plain_dtype(descr)) {
+      malformed();
+      return nullptr;
+    }
+    // The names of fields can be exchanged in a dtype that exists, so every array gets its own.
+    if (PyDataType_NAMES(descr) == nullptr) {
       if (decoder_.dtypes_.size() >= kMaxDtypes) {
-        for (auto& [text, descr] : decoder_.dtypes_) Py_DECREF(descr);
+        for (auto& [text, old] : decoder_.dtypes_) Py_DECREF(old);
         decoder_.dtypes_.clear();
       }
-      known =
-          decoder_.dtypes_.emplace(std::move(key), reinterpret_cast<PyArray_Descr*>(made.release()))
-              .first;
+      Py_INCREF(descr);
+      decoder_.dtypes_.emplace(std::move(key), descr);
     }
-    Py_INCREF(known->second);
-    return known->second;
+    return reinterpret_cast<PyArray_Descr*>(made.release());
   }
 
   PyObject* scalar() {
@@ -257,8 +260,15 @@ class Decoder::Reading {
     int dimensions = 0;
     npy_intp lengths[NPY_MAXDIMS];
     if (!shape(dimensions, lengths)) return malformed();
-    const bool fortran = reader_.get<std::uint8_t>() != 0;
-    // What it spans is what it holds; held against what is left before anything is allocated.
+    const int order = reader_.get<std::uint8_t>();
+    npy_intp strides[NPY_MAXDIMS];
+    if (order == 2) {
+      const std::size_t strides_bytes = sizeof(npy_intp) * static_cast<std::size_t>(dimensions);
+      const std::byte* at = reader_.take(strides_bytes);
+      if (at == nullptr) return malformed();
+      std::memcpy(strides, at, strides_bytes);
+    }
+    // Held against what is left before anything is allocated.
     std::uint64_t bytes = static_cast<std::uint64_t>(PyDataType_ELSIZE(descr));
     bool empty = bytes == 0;
     for (int i = 0; i < dimensions; ++i) {
@@ -269,14 +279,22 @@ class Decoder::Reading {
     }
     const std::byte* data = reader_.take(empty ? 0 : bytes);
     if (data == nullptr) return malformed();
-    PyObject* array = PyArray_NewFromDescr(
+    if (order == 2 && !empty) {
+      // The items fill one range that begins with the first.
+      Span span;
+      if (!array_span(dimensions, lengths, strides, PyDataType_ELSIZE(descr), span) ||
+          span.lowest != 0 || span.bytes != bytes) {
+        return malformed();
+      }
+    }
+    OwnedRef array(PyArray_NewFromDescr(
         &PyArray_Type, reinterpret_cast<PyArray_Descr*>(owner.release()), dimensions, lengths,
-        nullptr, nullptr, fortran ? NPY_ARRAY_F_CONTIGUOUS : 0, nullptr);
-    if (array == nullptr) return nullptr;
-    if (!empty) std::memcpy(PyArray_DATA(as_array(array)), data, bytes);
+        order == 2 ? strides : nullptr, nullptr, order == 1 ? NPY_ARRAY_F_CONTIGUOUS : 0, nullptr));
+    if (!array) return nullptr;
+    if (!empty) std::memcpy(PyArray_DATA(as_array(array.get())), data, bytes);
     remember_ = remember;
-    note(array);
-    return array;
+    note(array.get());
+    return array.release();
   }
 
   PyObject* block_array() {
@@ -313,7 +331,7 @@ class Decoder::Reading {
       Py_INCREF(block.lease);
       if (PyArray_SetBaseObject(as_array(array.get()), block.lease) != 0) return nullptr;
     } else {
-      array.reset(PyArray_NewCopy(as_array(array.get()), NPY_KEEPORDER));
+      array.reset(PyArray_NewCopy(as_array(array.get()), order_of_copy(as_array(array.get()))));
       if (!array) return nullptr;
     }
     remember_ = remember;

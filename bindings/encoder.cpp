@@ -28,36 +28,80 @@ bool has_metadata(PyArray_Descr* dtype) {
   return metadata != nullptr && metadata != Py_None;
 }
 
+// The dimensions longer than 1, smallest distance between items first.
+struct Steps {
+  npy_intp distances[NPY_MAXDIMS];
+  npy_intp lengths[NPY_MAXDIMS];
+  int count = 0;
+};
+
+void sort_steps(PyArrayObject* array, Steps& steps) {
+  for (int i = 0; i < PyArray_NDIM(array); ++i) {
+    const npy_intp length = PyArray_DIM(array, i);
+    if (length <= 1) continue;
+    const npy_intp distance = std::abs(PyArray_STRIDE(array, i));
+    int at = steps.count++;
+    for (; at > 0 && steps.distances[at - 1] > distance; --at) {
+      steps.distances[at] = steps.distances[at - 1];
+      steps.lengths[at] = steps.lengths[at - 1];
+    }
+    steps.distances[at] = distance;
+    steps.lengths[at] = length;
+  }
+}
+
 // Items of the array that lie at the same place would be written through each other.
 bool may_overlap(PyArrayObject* array) {
-  const int dimensions = PyArray_NDIM(array);
-  // Sorted by stride, each dimension must step over everything that the smaller ones span.
-  npy_intp strides[NPY_MAXDIMS];
-  npy_intp lengths[NPY_MAXDIMS];
-  int used = 0;
-  for (int i = 0; i < dimensions; ++i) {
-    if (PyArray_DIM(array, i) <= 1) continue;
-    strides[used] = std::abs(PyArray_STRIDE(array, i));
-    lengths[used] = PyArray_DIM(array, i);
-    ++used;
-  }
+  Steps steps;
+  sort_steps(array, steps);
+  // Each dimension must step over everything that the smaller ones span.
   npy_intp spanned = PyArray_ITEMSIZE(array);
-  for (int done = 0; done < used; ++done) {
-    int smallest = done;
-    for (int i = done + 1; i < used; ++i) {
-      if (strides[i] < strides[smallest]) smallest = i;
-    }
-    std::swap(strides[done], strides[smallest]);
-    std::swap(lengths[done], lengths[smallest]);
-    if (strides[done] < spanned) return true;
-    spanned += strides[done] * (lengths[done] - 1);
+  for (int i = 0; i < steps.count; ++i) {
+    if (steps.distances[i] < spanned) return true;
+    spanned += steps.distances[i] * (steps.lengths[i] - 1);
   }
   return false;
 }
 
+// The tuples of field names within a dtype, its own first. They are what can be exchanged in a
+// dtype that exists: `array.dtype.names = ...`.
+void collect_names(PyArray_Descr* dtype, std::vector<PyObject*>& names) {
+  while (PyDataType_SUBARRAY(dtype) != nullptr) dtype = PyDataType_SUBARRAY(dtype)->base;
+  PyObject* own = PyDataType_NAMES(dtype);
+  if (own == nullptr) return;
+  names.push_back(own);
+  PyObject* fields = PyDataType_FIELDS(dtype);
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(own); ++i) {
+    PyObject* field = PyDict_GetItemWithError(fields, PyTuple_GET_ITEM(own, i));
+    if (field == nullptr || !PyTuple_Check(field) || PyTuple_GET_SIZE(field) == 0) continue;
+    PyObject* field_dtype = PyTuple_GET_ITEM(field, 0);
+    if (PyArray_DescrCheck(field_dtype)) {
+      collect_names(reinterpret_cast<PyArray_Descr*>(field_dtype), names);
+    }
+  }
+}
+
 }  // namespace
 
+NPY_ORDER order_of_copy(PyArrayObject* array) {
+  if (PyArray_IS_C_CONTIGUOUS(array)) return NPY_CORDER;
+  if (PyArray_IS_F_CONTIGUOUS(array)) return NPY_FORTRANORDER;
+  for (int i = 0; i < PyArray_NDIM(array); ++i) {
+    if (PyArray_STRIDE(array, i) < 0 && PyArray_DIM(array, i) > 1) return NPY_CORDER;
+  }
+  Steps steps;
+  sort_steps(array, steps);
+  npy_intp spanned = PyArray_ITEMSIZE(array);
+  for (int i = 0; i < steps.count; ++i) {
+    if (steps.distances[i] != spanned) return NPY_CORDER;
+    spanned *= steps.lengths[i];
+  }
+  return NPY_KEEPORDER;
+}
+
 bool is_plain_dtype(PyArray_Descr* dtype) {
+  // NumPy makes 'S1' of 'S0' wherever it can.
+  if (PyDataType_ELSIZE(dtype) == 0 && dtype->type_num != NPY_VOID) return false;
   return !PyDataType_REFCHK(dtype) && dtype->type_num != NPY_OBJECT &&
          dtype->type_num < kFirstNewStyleType && !PyDataType_FLAGCHK(dtype, NPY_NEEDS_PYAPI) &&
          !PyDataType_FLAGCHK(dtype, NPY_LIST_PICKLE);
@@ -94,10 +138,7 @@ Encoder::Encoder(BlockSource& blocks, std::uint64_t min_shared_bytes, PyObject* 
       pickle_objects_(pickle_objects),
       pickle_dtype_(pickle_dtype) {}
 
-Encoder::~Encoder() {
-  drop_pickle();
-  for (auto& [dtype, bytes] : dtypes_) Py_DECREF(dtype);
-}
+Encoder::~Encoder() { drop_pickle(); }
 
 void Encoder::reset() {
   writer_.clear();
@@ -105,6 +146,7 @@ void Encoder::reset() {
   made_blocks_.clear();
   copies_.clear();
   if (!memo_.empty()) memo_.clear();
+  wanted_dtypes_.clear();
   array_bytes_ = 0;
   moved_ = 0;
   copied_ = 0;
@@ -121,15 +163,17 @@ void Encoder::drop_pickle() {
 
 EncodeResult Encoder::encode(PyObject* root, bool may_move) {
   may_move_ = may_move;
+  // Only between elements: an element may have more dtypes than are kept.
+  if (dtypes_.size() >= kMaxDtypes) dtypes_.clear();
   bool pickled = false;
   for (;;) {
     reset();
     write_pickle_section();
     const Walk outcome = whole_ ? write_pickled(root) : walk(root, is_uniquely_referenced(root), 0);
-    if (outcome == Walk::kDone) break;
+    if (outcome == Walk::kDone && wanted_dtypes_.empty()) break;
     bool prepared = false;
-    if (outcome == Walk::kNeedsDtype) {
-      prepared = prepare_dtype();
+    if (outcome == Walk::kDone) {
+      prepared = prepare_dtypes();
     } else if (outcome == Walk::kNeedsPickle) {
       drop_pickle();
       // A second time: pickling changed the element. Then one pickle takes all of it at once.
@@ -142,6 +186,7 @@ EncodeResult Encoder::encode(PyObject* root, bool may_move) {
     }
   }
   const EncodeResult result = copy_leaves();
+  copies_.clear();
   drop_pickle();
   return result;
 }
@@ -268,7 +313,7 @@ Encoder::Walk Encoder::walk_scalar(PyObject* scalar) {
   writer_.put(Tag::kScalar);
   const Walk outcome = write_dtype(dtype);
   if (outcome != Walk::kDone) return outcome;
-  char value[sizeof(npy_clongdouble)];
+  alignas(npy_clongdouble) char value[sizeof(npy_clongdouble)];
   PyArray_ScalarAsCtype(scalar, value);
   writer_.put_bytes(value, static_cast<std::size_t>(PyDataType_ELSIZE(dtype)));
   return Walk::kDone;
@@ -294,15 +339,28 @@ Encoder::Walk Encoder::write_dtype(PyArray_Descr* dtype) {
       return Walk::kDone;
     }
   }
-  const auto known = dtypes_.find(dtype);
-  if (known == dtypes_.end()) {
-    wanted_dtype_ = dtype;
-    return Walk::kNeedsDtype;
+  const PickledDtype* known = find_pickled(dtype);
+  if (known == nullptr) {
+    // The walk goes on, so that one further walk finds all of them.
+    Py_INCREF(dtype);
+    wanted_dtypes_.emplace_back(reinterpret_cast<PyObject*>(dtype));
+    return Walk::kDone;
   }
   writer_.put(DtypeTag::kPickled);
-  writer_.put(static_cast<std::uint32_t>(known->second.size()));
-  writer_.put_bytes(known->second.data(), known->second.size());
+  writer_.put(static_cast<std::uint32_t>(known->bytes.size()));
+  writer_.put_bytes(known->bytes.data(), known->bytes.size());
   return Walk::kDone;
+}
+
+const Encoder::PickledDtype* Encoder::find_pickled(PyArray_Descr* dtype) {
+  const auto known = dtypes_.find(dtype);
+  if (known == dtypes_.end()) return nullptr;
+  names_.clear();
+  collect_names(dtype, names_);
+  const bool same = std::equal(
+      names_.begin(), names_.end(), known->second.names.begin(), known->second.names.end(),
+      [](const PyObject* now, const OwnedRef& then) { return now == then.get(); });
+  return same ? &known->second : nullptr;
 }
 
 void Encoder::write_shape(PyArrayObject* array) {
@@ -329,33 +387,40 @@ Encoder::Walk Encoder::walk_array(PyArrayObject* array, bool unique) {
   write_shape(array);
   if (try_move(array, unique)) return Walk::kDone;
 
-  // What pickling gives: Fortran order where that is the order, else C order.
-  const bool fortran = PyArray_IS_F_CONTIGUOUS(array) && !PyArray_IS_C_CONTIGUOUS(array);
-  const int dimensions = PyArray_NDIM(array);
-  npy_intp strides[NPY_MAXDIMS];
-  npy_intp step = PyArray_ITEMSIZE(array);
-  for (int i = 0; i < dimensions; ++i) {
-    const int axis = fortran ? i : dimensions - 1 - i;
-    strides[axis] = step;
-    step *= PyArray_DIM(array, axis);
+  const NPY_ORDER order = order_of_copy(array);
+  if (order == NPY_KEEPORDER) {
+    write_strides(array);
+  } else {
+    const int dimensions = PyArray_NDIM(array);
+    npy_intp strides[NPY_MAXDIMS];
+    npy_intp step = PyArray_ITEMSIZE(array);
+    for (int i = 0; i < dimensions; ++i) {
+      const int axis = order == NPY_FORTRANORDER ? i : dimensions - 1 - i;
+      strides[axis] = step;
+      step *= PyArray_DIM(array, axis);
+    }
+    writer_.put_bytes(strides, sizeof(npy_intp) * static_cast<std::size_t>(dimensions));
   }
-  writer_.put_bytes(strides, sizeof(npy_intp) * static_cast<std::size_t>(dimensions));
-  copies_.push_back(
-      {writer_.skip(sizeof(std::uint32_t) + sizeof(std::uint64_t)), array, nullptr, bytes});
+  Py_INCREF(array);
+  copies_.push_back({writer_.skip(sizeof(std::uint32_t) + sizeof(std::uint64_t)),
+                     OwnedRef(reinterpret_cast<PyObject*>(array)), nullptr, bytes});
   ++copied_;
   return Walk::kDone;
+}
+
+void Encoder::write_strides(PyArrayObject* array) {
+  writer_.put_bytes(PyArray_STRIDES(array),
+                    sizeof(npy_intp) * static_cast<std::size_t>(PyArray_NDIM(array)));
 }
 
 bool Encoder::write_inline(PyArrayObject* array) {
   write_shape(array);
   const auto bytes = static_cast<std::size_t>(PyArray_NBYTES(array));
-  const bool c_order = PyArray_IS_C_CONTIGUOUS(array) != 0;
-  const bool f_order = PyArray_IS_F_CONTIGUOUS(array) != 0;
-  writer_.put(static_cast<std::uint8_t>(f_order && !c_order));
-  if (c_order || f_order) {
-    writer_.put_bytes(PyArray_DATA(array), bytes);
-    return true;
-  }
+  const NPY_ORDER order = order_of_copy(array);
+  writer_.put(static_cast<std::uint8_t>(order == NPY_KEEPORDER      ? 2
+                                        : order == NPY_FORTRANORDER ? 1
+                                                                    : 0));
+  if (order == NPY_KEEPORDER) write_strides(array);
   const std::size_t at = writer_.skip(bytes);
   return copy_array(array, writer_.data() + at);
 }
@@ -392,8 +457,7 @@ bool Encoder::try_move(PyArrayObject* array, bool unique) {
   }
   if (may_overlap(array)) return false;
 
-  writer_.put_bytes(PyArray_STRIDES(array),
-                    sizeof(npy_intp) * static_cast<std::size_t>(PyArray_NDIM(array)));
+  write_strides(array);
   writer_.put(static_cast<std::uint32_t>(moved_blocks_.size()));
   writer_.put(blocks_.offset_of(PyArray_DATA(array)));
   moved_blocks_.push_back({block->offset, block->capacity, block->id, 0});
@@ -413,9 +477,9 @@ EncodeResult Encoder::copy_leaves() {
   const auto number = static_cast<std::uint32_t>(moved_blocks_.size());
   std::uint64_t at = 0;
   for (const PendingCopy& copy : copies_) {
-    if (copy.array == nullptr) {
+    if (!copy.array) {
       std::memcpy(destination->data + at, copy.raw, copy.bytes);
-    } else if (!copy_array(copy.array, destination->data + at)) {
+    } else if (!copy_array(as_array(copy.array.get()), destination->data + at)) {
       blocks_.discard(destination->ref);
       made_blocks_.clear();
       return EncodeResult::kPythonError;
@@ -427,10 +491,12 @@ EncodeResult Encoder::copy_leaves() {
   return EncodeResult::kDone;
 }
 
-// Copies the array's items, in the order that walk_array chose. Plain dtypes: runs no Python code.
+// Copies the array's items, in the order that order_of_copy() says. Plain dtypes: runs no Python
+// code of the user, but may release the GIL.
 bool Encoder::copy_array(PyArrayObject* array, std::byte* to) {
-  const bool c_order = PyArray_IS_C_CONTIGUOUS(array) != 0;
-  if (c_order || PyArray_IS_F_CONTIGUOUS(array)) {
+  if (PyArray_NBYTES(array) == 0) return true;
+  if (PyArray_IS_C_CONTIGUOUS(array) || order_of_copy(array) != NPY_CORDER) {
+    // Positive distances without gaps: the items fill one range that begins with the first.
     std::memcpy(to, PyArray_DATA(array), static_cast<std::size_t>(PyArray_NBYTES(array)));
     return true;
   }
@@ -439,28 +505,31 @@ bool Encoder::copy_array(PyArrayObject* array, std::byte* to) {
   OwnedRef target(PyArray_NewFromDescr(&PyArray_Type, dtype, PyArray_NDIM(array),
                                        PyArray_DIMS(array), nullptr, to, NPY_ARRAY_CARRAY,
                                        nullptr));
-  return target && PyArray_CopyInto(as_array(target.get()), array) == 0;
+  if (!target) return false;
+  // Within an envelope, items lie where they come to lie.
+  PyArray_UpdateFlags(as_array(target.get()), NPY_ARRAY_ALIGNED);
+  return PyArray_CopyInto(as_array(target.get()), array) == 0;
 }
 
 // ------------------------------------------------------------------ prepare steps: Python code
 
-bool Encoder::prepare_dtype() {
-  if (dtypes_.size() >= kMaxDtypes) {
-    for (auto& [dtype, bytes] : dtypes_) Py_DECREF(dtype);
-    dtypes_.clear();
-  }
-  PyArray_Descr* dtype = wanted_dtype_;
-  Py_INCREF(dtype);
-  OwnedRef pickled(PyObject_CallOneArg(pickle_dtype_, reinterpret_cast<PyObject*>(dtype)));
-  if (!pickled || !PyBytes_Check(pickled.get())) {
-    Py_DECREF(dtype);
-    return false;
-  }
-  if (!dtypes_
-           .try_emplace(dtype, PyBytes_AS_STRING(pickled.get()),
-                        static_cast<std::size_t>(PyBytes_GET_SIZE(pickled.get())))
-           .second) {
-    Py_DECREF(dtype);
+bool Encoder::prepare_dtypes() {
+  for (OwnedRef& wanted : wanted_dtypes_) {
+    auto* dtype = reinterpret_cast<PyArray_Descr*>(wanted.get());
+    if (find_pickled(dtype) != nullptr) continue;
+    PickledDtype made;
+    names_.clear();
+    collect_names(dtype, names_);
+    for (PyObject* names : names_) {
+      Py_INCREF(names);
+      made.names.emplace_back(names);
+    }
+    const OwnedRef bytes(PyObject_CallOneArg(pickle_dtype_, wanted.get()));
+    if (!bytes || !PyBytes_Check(bytes.get())) return false;
+    made.bytes.assign(PyBytes_AS_STRING(bytes.get()),
+                      static_cast<std::size_t>(PyBytes_GET_SIZE(bytes.get())));
+    made.dtype = std::move(wanted);
+    dtypes_.insert_or_assign(dtype, std::move(made));
   }
   return true;
 }
@@ -555,7 +624,7 @@ void Encoder::write_pickle_section() {
     const std::size_t at = writer_.skip(sizeof(std::uint32_t) + sizeof(std::uint64_t));
     const auto bytes = static_cast<std::uint64_t>(buffer.len);
     writer_.put(bytes);
-    copies_.push_back({at, nullptr, buffer.buf, bytes});
+    copies_.push_back({at, OwnedRef(), buffer.buf, bytes});
     array_bytes_ += bytes;
     ++copied_;
   }

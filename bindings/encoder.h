@@ -78,12 +78,18 @@ class Encoder {
   std::uint64_t requested_bytes() const { return requested_bytes_; }
 
  private:
-  enum class Walk { kDone, kNeedsPickle, kNeedsDtype, kPythonError };
+  enum class Walk { kDone, kNeedsPickle, kPythonError };
   struct PendingCopy {
-    std::size_t patch_at;       // where (u32 block, u64 offset) go
-    PyArrayObject* array;       // or nullptr, and
+    std::size_t patch_at;  // where (u32 block, u64 offset) go
+    // Owned: a container that others see may lose it while a copy releases the GIL.
+    OwnedRef array;             // or nothing, and
     const void* raw = nullptr;  // this
     std::uint64_t bytes = 0;
+  };
+  struct PickledDtype {
+    OwnedRef dtype;  // so that its address stays its own
+    std::string bytes;
+    std::vector<OwnedRef> names;  // the tuples of field names in it when it was pickled
   };
 
   void reset();
@@ -92,15 +98,18 @@ class Encoder {
   Walk walk_scalar(PyObject* scalar);
   bool memoize(PyObject* object, bool unique);
   Walk write_dtype(PyArray_Descr* dtype);
+  // The pickle of this very dtype as it is now, or nullptr.
+  const PickledDtype* find_pickled(PyArray_Descr* dtype);
   bool try_move(PyArrayObject* array, bool unique);
   void write_shape(PyArrayObject* array);
+  void write_strides(PyArrayObject* array);
   bool write_inline(PyArrayObject* array);
   Walk write_pickled(PyObject* object);
 
   bool collect_others(PyObject* object, PyObject* others, bool& has_shared, int depth);
   bool prepare_pickle(PyObject* root, bool whole);
   bool pickle(PyObject* list);
-  bool prepare_dtype();
+  bool prepare_dtypes();
   void write_pickle_section();
   EncodeResult copy_leaves();
   bool copy_array(PyArrayObject* array, std::byte* to);
@@ -128,9 +137,14 @@ class Encoder {
   OwnedRef others_list_;
   OwnedRef pickle_bytes_;
   std::vector<Py_buffer> pickle_buffers_;
-  PyArray_Descr* wanted_dtype_ = nullptr;  // borrowed, between a walk and its prepare step
-  std::unordered_map<PyArray_Descr*, std::string> dtypes_;  // keys are owned
+  std::vector<OwnedRef> wanted_dtypes_;  // found in the last walk, and not pickled
+  std::unordered_map<PyArray_Descr*, PickledDtype> dtypes_;
+  std::vector<PyObject*> names_;  // scratch, borrowed
 };
+
+// How a copy of the array lies: as the array does if that leaves no gaps, else in C order. So
+// pickling does it.
+NPY_ORDER order_of_copy(PyArrayObject* array);
 
 // True if arrays of this dtype can be moved and copied as plain bytes.
 bool is_plain_dtype(PyArray_Descr* dtype);

@@ -28,7 +28,7 @@ enum class Tag : std::uint8_t {
   kList,         // u64 length, trees
   kDict,         // u64 length, (key, value) trees
   kScalar,       // dtype, bytes of one item
-  kInlineArray,  // dtype, shape, u8 Fortran order, bytes
+  kInlineArray,  // dtype, shape, u8 order (0: C, 1: Fortran, 2: strides follow), bytes
   kBlockArray,   // dtype, shape, strides, u32 block, u64 offset in the arena
   kPickled,      // u32 index into the pickled list
   kMemoized,     // the next tree can be referred to later
