@@ -7,6 +7,8 @@ of the same class.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import pickle
 import sys
@@ -15,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 
 from .errors import StookError
 
@@ -30,7 +32,27 @@ __all__ = [
 _LARGE_PAYLOAD = 100 << 20
 
 
-class _ElementPickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Takes by name what the standard library's pickle takes by name."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (type, types.FunctionType)):
+            # A class may name a module that exports it and that nobody imported yet, as NumPy's
+            # recarray names numpy.rec. cloudpickle would then send the class by value.
+            module = getattr(obj, "__module__", None)
+            if isinstance(module, str) and module not in sys.modules:
+                with contextlib.suppress(Exception):
+                    importlib.import_module(module)
+        return super().reducer_override(obj)
+
+
+def _dumps(value: Any) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file, protocol=5).dump(value)
+    return file.getvalue()
+
+
+class _ElementPickler(_Pickler):
     """Pickles leaves of elements: buffers out of band, torch tensors as arrays."""
 
     def reducer_override(self, obj: Any) -> Any:
@@ -65,8 +87,7 @@ def _reduce_tensor(tensor: Any) -> Any:
 
 
 def _tensor_from_array(array: Any, view_as: str | None) -> Any:
-    import torch
-
+    torch: Any = importlib.import_module("torch")
     tensor = torch.from_numpy(array)
     return tensor if view_as is None else tensor.view(getattr(torch, view_as))
 
@@ -114,7 +135,7 @@ def dump_for_workers(parts: dict[str, Any]) -> bytes:
       StookError: Something in it cannot be pickled; the message says what and where it hangs.
     """
     try:
-        data: bytes = cloudpickle.dumps(parts, protocol=5)
+        data = _dumps(parts)
     except Exception as error:
         path, culprit = _find_culprit(parts)
         raise StookError(
@@ -136,7 +157,7 @@ def dump_for_workers(parts: dict[str, Any]) -> bytes:
 
 
 def _pickled_size(part: Any) -> int:
-    return len(cloudpickle.dumps(part, protocol=5))
+    return len(_dumps(part))
 
 
 def _shown(value: Any) -> str:
@@ -149,7 +170,7 @@ def _shown(value: Any) -> str:
 
 def _pickles(value: Any) -> bool:
     try:
-        cloudpickle.dumps(value, protocol=5)
+        _dumps(value)
     except Exception:
         return False
     return True
