@@ -231,7 +231,7 @@ class PythonHost : public workers::ForkHost {
       PyObject* task = PyObject_CallFunction(functions_.set_up, "III", index,
                                              worker->worker_count(), incarnation);
       if (task == nullptr) {
-        publish_error(*worker, ~std::uint64_t{0}, workers::ResultKind::kStartupError,
+        publish_error(*worker, workers::kNoJob, workers::ResultKind::kStartupError,
                       encode_exception(functions_));
         ::_exit(1);
       }

@@ -61,6 +61,9 @@ enum class ResultKind : std::uint32_t {
   kStartupError = 2,  // the worker could not be set up: the payload says why; it belongs to no job
 };
 
+// The job of a result that belongs to none: kStartupError.
+inline constexpr std::uint64_t kNoJob = ~std::uint64_t{0};
+
 // One element, published by one release store (shm/ring.h). If block refs and payload do not fit
 // inline, they lie in a block of their own, and the inline part is that block's BlockRef.
 struct ResultSlot {

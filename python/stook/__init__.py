@@ -20,7 +20,7 @@ if not _sys.platform.startswith("linux"):
     )
 
 from . import io
-from ._core import is_shared
+from ._core import __version__, is_shared
 from ._iterator import LoaderIterator
 from .errors import (
     DecodeError,
@@ -49,6 +49,7 @@ __all__ = [
     "StookError",
     "WorkerDied",
     "WorkerInfo",
+    "__version__",
     "io",
     "is_shared",
     "worker_info",

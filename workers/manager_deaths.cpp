@@ -1,0 +1,114 @@
+// Manager: what the fork server tells, and what is done when a worker is dead.
+#include <sys/wait.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "shm/error.h"
+#include "shm/memory_limit.h"
+#include "workers/manager.h"
+
+namespace stook::workers {
+
+void Manager::handle_messages() {
+  Received received{};
+  for (;;) {
+    ReceiveState state = ReceiveState::kClosed;
+    try {
+      state = receive_message(socket_.get(), received, false);
+    } catch (const shm::Error& error) {
+      broken_ = error.what();
+      return;
+    }
+    if (state == ReceiveState::kNothing) return;
+    if (state == ReceiveState::kClosed) {
+      if (broken_.empty()) broken_ = "the fork server (pid " + std::to_string(server_) + ") ended";
+      return;
+    }
+    const Message& message = received.message;
+    if (message.worker >= workers_.size()) continue;
+    WorkerRecord& worker = workers_[message.worker];
+    if (message.incarnation != worker.incarnation) continue;
+    switch (message.type) {
+      case MessageType::kSpawned:
+        worker.pid = message.pid;
+        if (!received.fds.empty()) worker.pidfd = std::move(received.fds.front());
+        break;
+      case MessageType::kExited:
+        on_exit(message.worker, message.status);
+        break;
+      case MessageType::kFailed:
+        broken_ = std::string("a worker could not be started: ") + std::strerror(message.status);
+        return;
+      default:
+        break;
+    }
+  }
+}
+
+void Manager::on_exit(std::uint32_t index, int status) {
+  WorkerRecord& worker = workers_[index];
+  // The kernel says it is dead: everything it published is there.
+  drain(index);
+  worker.alive = false;
+  worker.pidfd.reset();
+  worker.results.reset();
+  worker.arena->retire();
+  worker.arena->drop_reference();
+  worker.arena = nullptr;
+  WorkerCell& cell = channel_->control().cell(index);
+  cell.handed_bytes.store(worker.received_bytes, std::memory_order_relaxed);
+  cell.sleep.reason.store(shm::kAwake, std::memory_order_relaxed);
+  for (auto stale = stale_.begin(); stale != stale_.end();) {
+    if (stale->second.worker != index) {
+      ++stale;
+      continue;
+    }
+    free_arguments(stale->second.arguments);
+    stale = stale_.erase(stale);
+  }
+  if (startup_error_) return;
+
+  bool lost = false;
+  for (std::uint64_t number = delivered_; number < produced_; ++number) {
+    if (record(number).state != JobState::kUnderWay) continue;
+    const std::uint64_t claim =
+        channel_->control().job(number).claim.load(std::memory_order_acquire);
+    if (claim == claim_word(number, claimer_of(index))) {
+      lost = true;
+      lose_job(number, index, status);
+    }
+  }
+  // A worker that dies again and again before it runs anything would be replaced for ever.
+  if (!lost && !worker.has_published && ++startup_deaths_ > options_.max_restarts) {
+    broken_ = "workers end before they run anything (the last one, pid " +
+              std::to_string(worker.pid) + ", with wait status " + std::to_string(status) + ")";
+    return;
+  }
+  ++worker.incarnation;
+  ++restarts_;
+  spawn(index);
+  // The dead one may have swallowed a ring that was meant for the others, too.
+  ring_for_jobs(true);
+}
+
+void Manager::lose_job(std::uint64_t number, std::uint32_t index, int status) {
+  JobRecord& job = record(number);
+  ++job.attempts;
+  if (options_.restart_workers && job.attempts <= options_.max_restarts) {
+    unclaim_job(channel_->control().header().jobs, channel_->control().job(number), number);
+    return;
+  }
+  Outcome outcome;
+  outcome.kind = OutcomeKind::kWorkerDied;
+  outcome.worker = index;
+  outcome.pid = workers_[index].pid;
+  outcome.status = status;
+  outcome.attempts = job.attempts;
+  outcome.out_of_memory =
+      WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && shm::oom_kill_count() != oom_kills_;
+  finish(job, outcome);
+}
+
+}  // namespace stook::workers
