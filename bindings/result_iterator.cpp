@@ -264,13 +264,16 @@ bool wait(Iterator* self, bool& long_wait) {
   return end == Manager::WaitEnd::kProgress || PyErr_CheckSignals() == 0;
 }
 
+bool check_process(const WorkerPool& pool) {
+  if (!pool.manager.in_forked_child()) return true;
+  set_stook_error("StookError",
+                  "this loader belongs to the process that made it, and this is a forked child of "
+                  "it; make a loader here");
+  return false;
+}
+
 bool check_usable(Iterator* self) {
-  if (self->pool->manager.in_forked_child()) {
-    set_stook_error("StookError",
-                    "this loader belongs to the process that made it, and this is a forked child "
-                    "of it; make a loader here");
-    return false;
-  }
+  if (!check_process(*self->pool)) return false;
   if (self->closed || self->pass != self->pool->pass || !self->pool->is_open()) {
     set_stook_error("StookError",
                     "this iterator is closed: it was closed, or its loader was closed or iterated "
@@ -390,6 +393,7 @@ PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywor
     PyErr_SetString(PyExc_TypeError, "jobs must be an IndexPlan or an iterator");
     return nullptr;
   }
+  if (!check_process(*pool)) return nullptr;
   auto* self = as_iterator(type->tp_alloc(type, 0));
   if (self == nullptr) return nullptr;
   Py_INCREF(pool_object);

@@ -32,6 +32,11 @@ WorkerPool::WorkerPool(const workers::ManagerOptions& options, int socket, int s
 
 void WorkerPool::close() {
   if (!open_.exchange(false, std::memory_order_acq_rel)) return;
+  if (manager.in_forked_child()) {
+    // Its copy of the mutex may be locked for ever, by a thread that is not here.
+    manager.close();
+    return;
+  }
   manager.wake();
   const py::gil_scoped_release released;
   const std::lock_guard lock(mutex);

@@ -200,8 +200,12 @@ void Manager::fail_broken(const std::string& what) {
 void Manager::close() noexcept {
   if (!socket_.is_open()) return;
   if (in_forked_child()) {
-    // The processes are the parent's business; leases keep their arenas mapped.
-    socket_.release();
+    // The processes are the parent's business, and leases keep their arenas mapped: give back only
+    // this process's copies of the descriptors.
+    socket_.reset();
+    server_pidfd_.reset();
+    epoll_.reset();
+    for (WorkerRecord& worker : workers_) worker.pidfd.reset();
     return;
   }
   bool has_workers = false;

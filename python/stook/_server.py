@@ -24,6 +24,8 @@ load_state = {"loading": False}
 
 def main(control: int, payload: int, log: int, parent: int) -> None:
     """Entry of a fresh interpreter (`_processes.py` starts it); never returns."""
+    for descriptor in (control, log):  # not for what user code executes
+        os.set_inheritable(descriptor, False)
     with open(payload, "rb") as file:
         data = file.read()
     stream = io.BytesIO(data)
