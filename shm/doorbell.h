@@ -41,8 +41,10 @@ void announce_sleep(DoorbellWord<Atomics>& word, std::uint64_t reason) {
 template <class Atomics, class Flag>
 void announce_sleep(DoorbellWord<Atomics>& word, std::uint64_t reason, Flag& wanted) {
   word.reason.store(reason, std::memory_order_relaxed);
-  // SYNC(doorbell.wanted): released here, acquired in take_wanted.
-  wanted.store(1, std::memory_order_release);
+  // SYNC(doorbell.wanted): released here, acquired in take_wanted. An exchange, because a plain
+  // store would end the release sequence of another sleeper's: who then clears the flag might not
+  // see that one asleep.
+  wanted.exchange(1, std::memory_order_release);
   // SYNC(doorbell): pairs with doorbell_fence.
   Atomics::fence(std::memory_order_seq_cst);
 }

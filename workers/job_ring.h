@@ -45,7 +45,7 @@ void produce_job(JobRingWords<Atomics>& words, ClaimSlot& slot, std::uint64_t jo
   // Relaxed: claimers that know `job` exists read it after the acquire below; others compare with
   // another job's number and fail.
   slot.claim.store(claim_word(job, kUnclaimed), std::memory_order_relaxed);
-  // SYNC(jobs.produced): released here, acquired in claim_job_from; publishes slot and contents.
+  // SYNC(jobs.produced): released here, acquired in claim_lowest; publishes slot and contents.
   words.produced.store(job + 1, std::memory_order_release);
 }
 
@@ -69,10 +69,10 @@ std::optional<std::uint64_t> claim_lowest(JobRingWords<Atomics>& words, ClaimSlo
       std::uint64_t expected = claim_word(job, kUnclaimed);
       if (slot.claim.load(std::memory_order_relaxed) != expected) continue;
       if (!may_run(job)) return std::nullopt;
-      // SYNC(jobs.claim): a job that was given free carries the parent's release; the reader of the
-      // claimer's death is the parent, through the kernel.
+      // Acquire: a job that was given free again carries the parent's release. What the claimer
+      // writes is read by the parent only after the kernel said that the claimer is dead.
       if (slot.claim.compare_exchange_strong(expected, claim_word(job, claimer_of(worker)),
-                                             std::memory_order_acq_rel,
+                                             std::memory_order_acquire,
                                              std::memory_order_relaxed)) {
         // Everything in [hint, job] was seen claimed under this generation. If the parent gave one
         // of them free meanwhile, the generation moved on and this does nothing.

@@ -56,7 +56,7 @@ void Manager::ring_for_jobs(bool now) {
   }
   if (!shm::take_wanted(header.job_wanted)) return;
   if (channel_->ring_sleepers(unclaimed, [](std::uint64_t) { return true; })) {
-    header.job_wanted.store(1, std::memory_order_relaxed);
+    header.job_wanted.exchange(1, std::memory_order_release);
   }
 }
 

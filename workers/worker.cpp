@@ -56,8 +56,8 @@ void Worker::run(JobRunner& runner) {
   }
 }
 
-std::optional<std::uint64_t> Worker::claim(Blocked& blocked) {
-  blocked = Blocked::kNoJob;
+std::optional<std::uint64_t> Worker::claim(Lack& lack) {
+  lack = Lack::kJob;
   ControlHeader& header = control_.header();
   return claim_lowest(header.jobs, control_.jobs(), control_.job_capacity(), birth_.index,
                       [&](std::uint64_t job) {
@@ -68,14 +68,14 @@ std::optional<std::uint64_t> Worker::claim(Blocked& blocked) {
                         // Short of memory, but the consumer waits for this one: it never waits for
                         // memory.
                         if (job == header.delivered.load(std::memory_order_relaxed)) return true;
-                        blocked = Blocked::kNoMemory;
+                        lack = Lack::kMemory;
                         return false;
                       });
 }
 
 std::uint64_t Worker::wait_for_job(JobRunner& runner) {
-  Blocked blocked{};
-  if (const auto job = claim(blocked)) return *job;
+  Lack lack{};
+  if (const auto job = claim(lack)) return *job;
   ControlHeader& header = control_.header();
   WorkerCell& cell = control_.cell(birth_.index);
   // A parent that waits for several elements at once would wait for what this worker will not do.
@@ -86,21 +86,21 @@ std::uint64_t Worker::wait_for_job(JobRunner& runner) {
   runner.before_sleep();
   std::optional<std::uint64_t> job;
   while (!job) {
-    if (blocked == Blocked::kNoMemory) {
+    if (lack == Lack::kMemory) {
       // A release ends this sleep; so does a delivery (below), for it may make the job the next one
       // to deliver, which never waits for memory.
       cell.sleep.reason.store(kSleepsForMemory, std::memory_order_relaxed);
-      header.memory_wanted.store(1, std::memory_order_release);
+      header.memory_wanted.exchange(1, std::memory_order_release);
       shm::announce_sleep(cell.sleep, kSleepsForMemory, header.job_wanted);
     } else {
       shm::announce_sleep(cell.sleep, kSleepsForJob, header.job_wanted);
     }
-    job = claim(blocked);
+    job = claim(lack);
     if (!job) {
       std::uint64_t rings = 0;
       // The one place where a worker waits. EINTR: Python's signal flags are looked at by the job.
       (void)!::read(birth_.own_bell.get(), &rings, sizeof rings);
-      job = claim(blocked);
+      job = claim(lack);
     }
     shm::wake_up(cell.sleep);
   }

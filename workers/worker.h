@@ -84,9 +84,9 @@ class Worker {
   std::uint64_t memory_limit() const noexcept { return control_.header().memory_limit; }
 
  private:
-  enum class Blocked { kNoJob, kNoMemory };
+  enum class Lack { kJob, kMemory };
 
-  std::optional<std::uint64_t> claim(Blocked& blocked);
+  std::optional<std::uint64_t> claim(Lack& lack);
   std::uint64_t wait_for_job(JobRunner& runner);
   void take_payload(std::uint64_t number, Job& job);
   void wake_parent_for(std::uint64_t job);

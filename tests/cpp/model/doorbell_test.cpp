@@ -262,6 +262,8 @@ TEST_F(DoorbellModel, AFlagSetByStoreMayHideASleeper) {
   EXPECT_EQ(stored.failure, "deadlock: nobody wakes worker") << stored;
   const Report exchanged = explore(crowd(true, announce(true)).build);
   EXPECT_TRUE(exchanged.passed()) << exchanged;
+  const Report ours = explore(crowd(true, kAnnounce).build);
+  EXPECT_TRUE(ours.passed()) << ours;
 }
 
 // The sleeper must look again between announcing and sleeping.
