@@ -102,9 +102,9 @@ NPY_ORDER order_of_copy(PyArrayObject* array) {
 bool is_plain_dtype(PyArray_Descr* dtype) {
   // NumPy makes 'S1' of 'S0' wherever it can.
   if (PyDataType_ELSIZE(dtype) == 0 && dtype->type_num != NPY_VOID) return false;
+  // NPY_NEEDS_PYAPI is no hindrance: every structured dtype has it, and it is about casts.
   return !PyDataType_REFCHK(dtype) && dtype->type_num != NPY_OBJECT &&
-         dtype->type_num < kFirstNewStyleType && !PyDataType_FLAGCHK(dtype, NPY_NEEDS_PYAPI) &&
-         !PyDataType_FLAGCHK(dtype, NPY_LIST_PICKLE);
+         dtype->type_num < kFirstNewStyleType && !PyDataType_FLAGCHK(dtype, NPY_LIST_PICKLE);
 }
 
 bool array_span(int dimensions, const npy_intp* shape, const npy_intp* strides,
