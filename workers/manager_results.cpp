@@ -70,7 +70,9 @@ void Manager::receive(std::uint32_t index, const ResultSlot& shared) {
   const std::uint64_t refs = slot.block_count * std::uint64_t{sizeof(BlockRef)};
   const std::uint64_t inline_bytes =
       slot.external != 0 ? sizeof(BlockRef) : refs + slot.payload_bytes;
-  if (slot.job != job || inline_bytes > kResultInlineBytes) {
+  // The size alone first: beyond the arena, the sums of it wrap round.
+  if (slot.job != job || slot.payload_bytes > arena_layout_.total_bytes ||
+      inline_bytes > kResultInlineBytes) {
     fail_broken("a worker published a malformed result");
   }
   std::memcpy(slot.bytes, shared.bytes, inline_bytes);
@@ -140,7 +142,10 @@ bool Manager::lease_blocks(WorkerRecord& worker, const ResultSlot& slot,
   for (const BlockRef& shared : block_refs(refs, slot.block_count)) {
     BlockRef block;
     std::memcpy(&block, &shared, sizeof block);
-    if (!worker.arena->lease(block.id, block.offset, block.bytes)) return false;
+    if (!worker.arena->lease(block.id, block.offset, block.bytes)) {
+      for (const BlockRef& leased : blocks) worker.arena->release(leased.id);
+      return false;
+    }
     leased_bytes_ += block.bytes;
     blocks.push_back(block);
   }
@@ -201,7 +206,11 @@ void Manager::release_ready(JobRecord& job) {
 
 void Manager::abandon() {
   // Otherwise results of passes that were left early could pile up in a ring that nobody reads.
-  for (std::uint32_t worker = 0; worker < workers_.size(); ++worker) drain(worker);
+  try {
+    for (std::uint32_t worker = 0; worker < workers_.size(); ++worker) drain(worker);
+  } catch (const shm::Error&) {
+    // Called from destructors. The pool is broken, and the next poll() says so.
+  }
   for (std::uint64_t number = delivered_; number < produced_; ++number) {
     JobRecord& job = record(number);
     if (job.state == JobState::kUnderWay) {

@@ -98,6 +98,7 @@ class Runner : public workers::JobRunner {
       case Act::kLieAboutId:
       case Act::kLieAboutSize:
       case Act::kLieAboutOverflow:
+      case Act::kLieAboutSecond:
       case Act::kLieAboutBlocks:
         return lie(job, worker, order.act);
     }
@@ -188,7 +189,7 @@ class Runner : public workers::JobRunner {
   }
 
   // Writes the slot by hand; the only result that this worker ever publishes.
-  static void lie(const workers::Job& job, workers::Worker& worker, Act act) {
+  void lie(const workers::Job& job, workers::Worker& worker, Act act) {
     const shm::Mapping& memory = worker.arena().memory();
     const std::uint64_t capacity = 2;  // a lone first result lies in slot 0 whatever the capacity
     shm::RingWriter<workers::ResultSlot> ring(
@@ -213,7 +214,13 @@ class Runner : public workers::JobRunner {
       ref.bytes = 48;
     }
     std::memcpy(slot->bytes, &ref, sizeof ref);
+    if (act == Act::kLieAboutSecond) {
+      slot->block_count = 2;
+      ref.id = shm::kMaxBlocks;
+      std::memcpy(slot->bytes + sizeof ref, &ref, sizeof ref);
+    }
     ring.publish();
+    ++blackboard_.lies;
     for (;;) ::pause();
   }
 

@@ -36,6 +36,7 @@ enum class Act : std::uint32_t {
   kLieAboutId,        // publishes a block whose id cannot be
   kLieAboutSize,      // publishes an envelope larger than its slot
   kLieAboutOverflow,  // the same with a sum that wraps round
+  kLieAboutSecond,    // publishes one block that is there and one that is not
   kLieAboutBlocks,    // publishes a large envelope that is shorter than its block references
 };
 
@@ -66,6 +67,7 @@ std::uint64_t sum_of(const std::byte* data, std::uint64_t bytes);
 struct Blackboard {
   std::atomic<std::uint64_t> started;       // jobs that reached user code
   std::atomic<std::uint64_t> at_gate;       // workers that wait, or have waited, at the gate
+  std::atomic<std::uint64_t> lies;          // results that cannot be, published
   std::atomic<std::uint64_t> wrong;         // payloads that changed under a waiting worker
   std::atomic<std::uint64_t> interrupts;    // signals that the server's wait saw
   std::atomic<std::uint64_t> server_ended;  // the server came to its own end
