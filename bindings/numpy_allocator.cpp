@@ -1,5 +1,6 @@
 #include "bindings/numpy_allocator.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <limits>
@@ -13,6 +14,12 @@ constexpr std::size_t kMaxZeroedBytes = std::size_t{64} << 20;
 
 // Never destroyed: arrays may outlive everything else in the process.
 workers::WorkerArena* arena = nullptr;
+// Arenas of the workers that this one was forked from, innermost first (a loader with forked
+// workers in a worker of another loader). Arrays over them were inherited; their blocks are not
+// ours to free.
+constexpr int kMaxAncestors = 16;
+workers::WorkerArena* ancestors[kMaxAncestors];
+int ancestor_count = 0;
 std::size_t min_bytes = 0;
 PyDataMem_Handler* fallback = nullptr;
 PyObject* our_capsule = nullptr;
@@ -52,16 +59,32 @@ void* handler_calloc(void*, std::size_t count, std::size_t element_size) {
   return fallback->allocator.calloc(fallback->allocator.ctx, count, element_size);
 }
 
+const workers::WorkerArena* ancestor_of(const void* pointer) {
+  for (int i = 0; i < ancestor_count; ++i) {
+    if (ancestors[i]->contains(pointer)) return ancestors[i];
+  }
+  return nullptr;
+}
+
 void handler_free(void*, void* pointer, std::size_t size) {
   if (pointer != nullptr && arena->contains(pointer)) {
     arena->free(pointer);
-  } else {
+  } else if (ancestor_of(pointer) == nullptr) {
     fallback->allocator.free(fallback->allocator.ctx, pointer, size);
   }
 }
 
 void* handler_realloc(void*, void* pointer, std::size_t new_size) {
   if (pointer == nullptr) return handler_malloc(nullptr, new_size);
+  if (const auto* ancestor = ancestor_of(pointer)) {
+    void* moved = handler_malloc(nullptr, new_size);
+    if (moved == nullptr) return nullptr;
+    // How large the block was is not known here; what follows it in the arena may be copied along.
+    const shm::Mapping& memory = ancestor->memory();
+    const std::uint64_t left = memory.size() - ancestor->offset_of(pointer);
+    std::memcpy(moved, pointer, std::min<std::uint64_t>(new_size, left));
+    return moved;
+  }
   if (!arena->contains(pointer)) {
     return fallback->allocator.realloc(fallback->allocator.ctx, pointer, new_size);
   }
@@ -84,8 +107,14 @@ PyDataMem_Handler handler = {
 }  // namespace
 
 void install_numpy_allocator(workers::WorkerArena& worker_arena, std::uint64_t min_shared_bytes) {
-  arena = &worker_arena;
   min_bytes = min_shared_bytes;
+  if (arena != nullptr) {
+    // Forked from a worker: the handler is installed, with its fallback.
+    if (ancestor_count < kMaxAncestors) ancestors[ancestor_count++] = arena;
+    arena = &worker_arena;
+    return;
+  }
+  arena = &worker_arena;
   // Both capsules are kept for ever: arrays refer to the handler that must free them.
   PyObject* before = PyDataMem_GetHandler();
   if (before == nullptr) throw py::error_already_set();

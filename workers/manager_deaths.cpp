@@ -3,13 +3,32 @@
 
 #include <cerrno>
 #include <cstring>
+#include <string>
 #include <utility>
 
 #include "shm/error.h"
 #include "shm/memory_limit.h"
 #include "workers/manager.h"
+#include "workers/process.h"
 
 namespace stook::workers {
+
+namespace {
+
+std::string describe_server_end(int pidfd, pid_t pid) {
+  std::string text = "the fork server (pid " + std::to_string(pid) + ") ended";
+  siginfo_t info{};
+  // The socket closes a moment before the process is gone. WNOWAIT: close() reaps it.
+  if (wait_for_end(pidfd, 1000) &&
+      ::waitid(P_PIDFD, static_cast<id_t>(pidfd), &info, WEXITED | WNOWAIT | WNOHANG) == 0 &&
+      info.si_pid == pid) {
+    text += info.si_code == CLD_EXITED ? " with exit code " : " by signal ";
+    text += std::to_string(info.si_status);
+  }
+  return text + "; every worker was ended";
+}
+
+}  // namespace
 
 void Manager::handle_messages() {
   Received received{};
@@ -23,7 +42,7 @@ void Manager::handle_messages() {
     }
     if (state == ReceiveState::kNothing) return;
     if (state == ReceiveState::kClosed) {
-      if (broken_.empty()) broken_ = "the fork server (pid " + std::to_string(server_) + ") ended";
+      if (broken_.empty()) broken_ = describe_server_end(server_pidfd_.get(), server_);
       return;
     }
     const Message& message = received.message;

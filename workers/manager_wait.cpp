@@ -69,7 +69,9 @@ Manager::WaitEnd Manager::wait(bool ordered, const sigset_t* unblocked) {
     ahead = std::clamp<std::uint64_t>(static_cast<std::uint64_t>(kSleepWorth / element_us_), 1,
                                       std::max<std::uint64_t>(1, window_ / 2));
   }
-  const std::uint64_t target = std::min(delivered_ + ahead, produced_) - 1;
+  // With nothing under way (the caller then sleeps for a moment only) any number will do.
+  const std::uint64_t target =
+      std::max(std::min(delivered_ + ahead, produced_), delivered_ + 1) - 1;
   const bool coalesced = target > delivered_;
   shm::announce_sleep(header.parent, parent_sleeps_until(target, ordered && !coalesced));
   WaitEnd end = WaitEnd::kProgress;
