@@ -31,7 +31,6 @@ struct Iterator {
   bool ordered;
   bool jobs_done;
   bool finished;           // StopIteration from now on
-  bool closed;             // an error from now on
   PyObject* source_error;  // what `jobs` raised, for its place in the order
   std::uint64_t elements;
   std::uint64_t bytes;
@@ -45,6 +44,12 @@ struct Iterator {
 };
 
 Iterator* as_iterator(PyObject* self) { return reinterpret_cast<Iterator*>(self); }
+
+// False once it was closed, or its loader was or has begun another pass. To be asked again after
+// every wait for the mutex: the GIL was released meanwhile.
+bool has_pool(const Iterator* self) {
+  return self->pass == self->pool->pass.load(std::memory_order_seq_cst) && self->pool->is_open();
+}
 
 // ------------------------------------------------------------------ jobs
 
@@ -155,7 +160,7 @@ bool produce_from_python(Iterator* self) {
   try {
     const LockWithGil lock(self->pool->mutex);
     Manager& manager = self->pool->manager;
-    if (manager.is_open() && self->pass == self->pool->pass && manager.can_produce()) {
+    if (has_pool(self) && manager.can_produce()) {
       manager.produce(order);
     } else if (manager.is_open()) {  // closed or iterated again meanwhile
       manager.free_arguments(order.blocks);
@@ -245,7 +250,9 @@ bool wait(Iterator* self, bool& long_wait) {
     const py::gil_scoped_release released;
     const std::lock_guard lock(pool.mutex);
     try {
-      if (pool.is_open()) end = pool.manager.wait(self->ordered, long_wait ? &before : nullptr);
+      if (has_pool(self) && !pool.lock_is_wanted()) {
+        end = pool.manager.wait(self->ordered, long_wait ? &before : nullptr);
+      }
     } catch (const shm::Error& error) {
       failure = error;
       failed = true;
@@ -253,6 +260,9 @@ bool wait(Iterator* self, bool& long_wait) {
   }
   if (long_wait) pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (failed) {
+    // Such as no descriptors for a worker's successor: nobody would do the dead one's work.
+    self->finished = true;
+    pool.close();
     set_python_error(failure);
     return false;
   }
@@ -274,7 +284,7 @@ bool check_process(const WorkerPool& pool) {
 
 bool check_usable(Iterator* self) {
   if (!check_process(*self->pool)) return false;
-  if (self->closed || self->pass != self->pool->pass || !self->pool->is_open()) {
+  if (!has_pool(self)) {
     set_stook_error("StookError",
                     "this iterator is closed: it was closed, or its loader was closed or iterated "
                     "again; iterate the loader again");
@@ -319,7 +329,7 @@ PyObject* iterator_next(PyObject* object) {
     bool may_produce = false;
     try {
       const LockWithGil lock(pool.mutex);
-      if (!pool.is_open()) continue;
+      if (!has_pool(self)) continue;
       if (self->plan != nullptr) produce_from_plan(self);
       state = pool.manager.poll(self->ordered);
       may_produce = pool.manager.can_produce() && !self->producing;
@@ -347,6 +357,9 @@ PyObject* iterator_next(PyObject* object) {
     if (state == Manager::State::kReady) return deliver(self, *taken);
     if (state == Manager::State::kIdle && self->jobs_done) {
       self->finished = true;
+      // Log records that came with the last elements.
+      const OwnedRef done(PyObject_CallMethod(pool.functions.ptr(), "drain_side_channel", nullptr));
+      if (!done) return nullptr;
       if (self->source_error != nullptr) {
         const OwnedRef error(std::exchange(self->source_error, nullptr));
         raise(error.get());
@@ -362,12 +375,21 @@ PyObject* iterator_next(PyObject* object) {
 
 // ------------------------------------------------------------------ life
 
+// Takes the pool from whoever has it, and gives up what is under way. A thread that waits for an
+// element of the pass before finds it closed.
+std::uint64_t begin_pass(WorkerPool& pool) {
+  const std::uint64_t pass = ++pool.pass;
+  const WorkerPool::LockAwake lock(pool);
+  // The GIL was released meanwhile: what is under way may be of a later pass.
+  if (pool.pass == pass && pool.manager.is_open()) pool.manager.abandon();
+  return pass;
+}
+
 // Gives up what is under way, if this iterator still has the pool.
 void abandon(Iterator* self) {
-  if (self->pool == nullptr || self->pass != self->pool->pass) return;
-  if (self->pool->manager.in_forked_child()) return;
-  const LockWithGil lock(self->pool->mutex);
-  if (self->pool->manager.is_open()) self->pool->manager.abandon();
+  if (self->pool == nullptr || self->pool->manager.in_forked_child()) return;
+  if (self->pass != self->pool->pass) return;
+  begin_pass(*self->pool);
 }
 
 PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
@@ -403,11 +425,7 @@ PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywor
   self->plan = plan;
   self->pool = pool;
   self->ordered = ordered != 0;
-  {
-    const LockWithGil lock(pool->mutex);
-    if (pool->manager.is_open()) pool->manager.abandon();
-    self->pass = ++pool->pass;
-  }
+  self->pass = begin_pass(*pool);
   return reinterpret_cast<PyObject*>(self);
 }
 
@@ -439,10 +457,7 @@ void iterator_dealloc(PyObject* object) {
 
 PyObject* iterator_close(PyObject* object, PyObject*) {
   Iterator* self = as_iterator(object);
-  if (!self->closed && !self->finished) {
-    self->closed = true;
-    abandon(self);
-  }
+  if (!self->finished) abandon(self);
   Py_RETURN_NONE;
 }
 

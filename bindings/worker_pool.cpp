@@ -84,7 +84,7 @@ void register_worker_pool(py::module_& module) {
       .def_property_readonly("server_pid",
                              [](const WorkerPool& pool) { return pool.manager.server_pid(); })
       .def_property_readonly("worker_pids", [](WorkerPool& pool) {
-        const LockWithGil lock(pool.mutex);
+        const WorkerPool::LockAwake lock(pool);
         return py::cast(pool.manager.worker_pids());
       });
   module.def("memory_left", &shm::memory_left,

@@ -35,6 +35,30 @@ class WorkerPool : public BlockSource {
   void close();
   bool is_open() const noexcept { return open_.load(std::memory_order_acquire); }
 
+  // Locks `mutex` at once, also while a thread sleeps with it in Manager::wait(): that one is
+  // woken. Requires GIL.
+  class LockAwake {
+   public:
+    explicit LockAwake(WorkerPool& pool) : pool_(pool) {
+      if (pool_.mutex.try_lock()) return;
+      pool_.lock_wanted_.fetch_add(1, std::memory_order_seq_cst);
+      // Under the GIL, as close() takes it back: the manager's doorbell is still there.
+      if (pool_.is_open()) pool_.manager.wake();
+      const py::gil_scoped_release released;
+      pool_.mutex.lock();
+      pool_.lock_wanted_.fetch_sub(1, std::memory_order_relaxed);
+    }
+    ~LockAwake() { pool_.mutex.unlock(); }
+    LockAwake(const LockAwake&) = delete;
+    LockAwake& operator=(const LockAwake&) = delete;
+
+   private:
+    WorkerPool& pool_;
+  };
+  // Under the mutex: somebody waits for it, so it must not be slept with. Who counts himself in
+  // after this look also rings after it, and ends the sleep.
+  bool lock_is_wanted() const noexcept { return lock_wanted_.load(std::memory_order_seq_cst) != 0; }
+
   // BlockSource for arguments: the parent's own arena.
   std::optional<Destination> allocate(std::uint64_t bytes) override;
   std::optional<shm::Block> find(const void*) override { return std::nullopt; }
@@ -49,8 +73,9 @@ class WorkerPool : public BlockSource {
   Encoder encoder;       // GIL
   Decoder decoder;       // GIL
 
-  // Which iterator has the pool: a later pass takes it over. GIL.
-  std::uint64_t pass = 0;
+  // Which iterator has the pool: a later pass takes it over, and closing one leaves it to none.
+  // Written under the GIL; read under the mutex alone before a sleep.
+  std::atomic<std::uint64_t> pass{0};
   // Totals over all passes. GIL.
   std::uint64_t elements = 0;
   std::uint64_t bytes = 0;
@@ -60,6 +85,7 @@ class WorkerPool : public BlockSource {
 
  private:
   std::atomic<bool> open_{true};
+  std::atomic<int> lock_wanted_{0};
 };
 
 }  // namespace stook::bindings
