@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 namespace stook::bindings {
 namespace {
@@ -14,12 +15,9 @@ constexpr std::size_t kMaxZeroedBytes = std::size_t{64} << 20;
 
 // Never destroyed: arrays may outlive everything else in the process.
 workers::WorkerArena* arena = nullptr;
-// Arenas of the workers that this one was forked from, innermost first (a loader with forked
-// workers in a worker of another loader). Arrays over them were inherited; their blocks are not
-// ours to free.
-constexpr int kMaxAncestors = 16;
-workers::WorkerArena* ancestors[kMaxAncestors];
-int ancestor_count = 0;
+// Of workers that this one was forked from: a loader in a worker, with start_method="fork". Arrays
+// in them were made there, and are read here.
+std::vector<workers::WorkerArena*> inherited_arenas;
 std::size_t min_bytes = 0;
 PyDataMem_Handler* fallback = nullptr;
 PyObject* our_capsule = nullptr;
@@ -59,42 +57,38 @@ void* handler_calloc(void*, std::size_t count, std::size_t element_size) {
   return fallback->allocator.calloc(fallback->allocator.ctx, count, element_size);
 }
 
-const workers::WorkerArena* ancestor_of(const void* pointer) {
-  for (int i = 0; i < ancestor_count; ++i) {
-    if (ancestors[i]->contains(pointer)) return ancestors[i];
+// The arena that the pointer lies in, or nullptr.
+workers::WorkerArena* find_arena(const void* pointer) {
+  if (arena->contains(pointer)) return arena;
+  for (workers::WorkerArena* other : inherited_arenas) {
+    if (other->contains(pointer)) return other;
   }
   return nullptr;
 }
 
 void handler_free(void*, void* pointer, std::size_t size) {
-  if (pointer != nullptr && arena->contains(pointer)) {
-    arena->free(pointer);
-  } else if (ancestor_of(pointer) == nullptr) {
+  if (workers::WorkerArena* home = find_arena(pointer)) {
+    home->free(pointer);
+  } else {
     fallback->allocator.free(fallback->allocator.ctx, pointer, size);
   }
 }
 
 void* handler_realloc(void*, void* pointer, std::size_t new_size) {
   if (pointer == nullptr) return handler_malloc(nullptr, new_size);
-  if (const auto* ancestor = ancestor_of(pointer)) {
-    void* moved = handler_malloc(nullptr, new_size);
-    if (moved == nullptr) return nullptr;
-    // How large the block was is not known here; what follows it in the arena may be copied along.
-    const shm::Mapping& memory = ancestor->memory();
-    const std::uint64_t left = memory.size() - ancestor->offset_of(pointer);
-    std::memcpy(moved, pointer, std::min<std::uint64_t>(new_size, left));
-    return moved;
-  }
-  if (!arena->contains(pointer)) {
+  workers::WorkerArena* home = find_arena(pointer);
+  if (home == nullptr) {
     return fallback->allocator.realloc(fallback->allocator.ctx, pointer, new_size);
   }
-  const auto block = arena->find(pointer);
-  if (!block) return nullptr;
-  if (new_size <= block->capacity) return pointer;
+  const auto block = home->find(pointer);
+  // In a forked child nobody knows the block any more; what lies behind it is mapped all the same.
+  const std::size_t old_size =
+      block ? block->capacity : home->memory().size() - home->offset_of(pointer);
+  if (block && new_size <= old_size) return pointer;
   void* moved = handler_malloc(nullptr, new_size);
   if (moved == nullptr) return nullptr;
-  std::memcpy(moved, pointer, block->capacity);
-  arena->free(pointer);
+  std::memcpy(moved, pointer, std::min(old_size, new_size));
+  home->free(pointer);
   return moved;
 }
 
@@ -107,20 +101,17 @@ PyDataMem_Handler handler = {
 }  // namespace
 
 void install_numpy_allocator(workers::WorkerArena& worker_arena, std::uint64_t min_shared_bytes) {
-  min_bytes = min_shared_bytes;
-  if (arena != nullptr) {
-    // Forked from a worker: the handler is installed, with its fallback.
-    if (ancestor_count < kMaxAncestors) ancestors[ancestor_count++] = arena;
-    arena = &worker_arena;
-    return;
-  }
+  if (arena != nullptr) inherited_arenas.push_back(arena);
   arena = &worker_arena;
+  min_bytes = min_shared_bytes;
+  set_numpy_allocator_active(false);  // the worker that this one was forked from was in a job
   // Both capsules are kept for ever: arrays refer to the handler that must free them.
   PyObject* before = PyDataMem_GetHandler();
   if (before == nullptr) throw py::error_already_set();
-  fallback = static_cast<PyDataMem_Handler*>(PyCapsule_GetPointer(before, "mem_handler"));
-  if (fallback == nullptr) throw py::error_already_set();
-  our_capsule = PyCapsule_New(&handler, "mem_handler", nullptr);
+  auto* found = static_cast<PyDataMem_Handler*>(PyCapsule_GetPointer(before, "mem_handler"));
+  if (found == nullptr) throw py::error_already_set();
+  if (found != &handler) fallback = found;
+  if (our_capsule == nullptr) our_capsule = PyCapsule_New(&handler, "mem_handler", nullptr);
   if (our_capsule == nullptr) throw py::error_already_set();
   PyObject* replaced = PyDataMem_SetHandler(our_capsule);
   if (replaced == nullptr) throw py::error_already_set();
