@@ -32,6 +32,7 @@ struct WorkerFunctions {
   PyObject* pickle_dtype;      // (dtype) -> bytes
   PyObject* unpickle_objects;  // (bytes, [buffer]) -> list
   PyObject* unpickle_dtype;    // (bytes) -> dtype
+  PyObject* end_forked_child;  // (exception or None): never returns
 };
 
 class ArenaBlocks : public BlockSource {
@@ -97,6 +98,15 @@ void publish_error(workers::Worker& worker, std::uint64_t job, workers::ResultKi
   worker.publish(draft);
 }
 
+// User code forked, and this is the child, back from it: it is no worker.
+[[noreturn]] void end_forked_child(const WorkerFunctions& functions, OwnedRef result) {
+  result.reset();
+  const OwnedRef exception =
+      PyErr_Occurred() != nullptr ? take_exception() : OwnedRef(Py_NewRef(Py_None));
+  const OwnedRef done(PyObject_CallOneArg(functions.end_forked_child, exception.get()));
+  ::_exit(1);
+}
+
 class PythonRunner : public workers::JobRunner {
  public:
   PythonRunner(workers::Worker& worker, const WorkerFunctions& functions, PyObject* task,
@@ -118,6 +128,7 @@ class PythonRunner : public workers::JobRunner {
     }
     // From call to publication in one function: see encoder.h.
     OwnedRef result = call(job, worker);
+    if (worker.in_forked_child()) end_forked_child(functions_, std::move(result));
     if (!result) {
       return publish_error(worker, job.number, workers::ResultKind::kError,
                            encode_exception(functions_));
@@ -230,6 +241,7 @@ class PythonHost : public workers::ForkHost {
       auto* worker = new workers::Worker(std::move(birth));
       PyObject* task = PyObject_CallFunction(functions_.set_up, "III", index,
                                              worker->worker_count(), incarnation);
+      if (worker->in_forked_child()) end_forked_child(functions_, OwnedRef(task));
       if (task == nullptr) {
         publish_error(*worker, workers::kNoJob, workers::ResultKind::kStartupError,
                       encode_exception(functions_));
@@ -256,9 +268,10 @@ void serve(int socket, int parent, std::uint64_t min_shared_bytes, const py::obj
     // Held by the module object for as long as the process lives.
     return py::object(functions.attr(name)).release().ptr();
   };
-  const WorkerFunctions table{get("set_up"),         get("encode_error"), get("exhausted_error"),
-                              get("pickle_objects"), get("pickle_dtype"), get("unpickle_objects"),
-                              get("unpickle_dtype")};
+  const WorkerFunctions table{get("set_up"),          get("encode_error"),
+                              get("exhausted_error"), get("pickle_objects"),
+                              get("pickle_dtype"),    get("unpickle_objects"),
+                              get("unpickle_dtype"),  get("end_forked_child")};
   PythonHost host(table, min_shared_bytes);
   workers::serve_forks(socket, parent, host);
 }

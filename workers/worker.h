@@ -77,6 +77,8 @@ class Worker {
   bool publish(const ResultDraft& draft);
 
   WorkerArena& arena() noexcept { return *arena_; }
+  // True in a process that user code forked off this worker: it must not touch anything shared.
+  bool in_forked_child() const noexcept { return arena_->in_forked_child(); }
   std::uint32_t index() const noexcept { return birth_.index; }
   std::uint32_t incarnation() const noexcept { return birth_.incarnation; }
   std::uint32_t worker_count() const noexcept { return birth_.worker_count; }

@@ -49,6 +49,7 @@ class WorkerArena {
     return static_cast<std::uint64_t>(static_cast<const std::byte*>(pointer) - memory_.data());
   }
   const shm::Mapping& memory() const noexcept { return memory_; }
+  bool in_forked_child() const noexcept;
   std::uint64_t live_blocks();
   shm::BlockStats stats();
   std::uint64_t capacity_bytes() const noexcept {
@@ -57,7 +58,6 @@ class WorkerArena {
 
  private:
   void harvest();
-  bool in_forked_child() const noexcept;
   static void remap_private_in_child();
 
   shm::FileDescriptor fd_;

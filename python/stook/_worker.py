@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import faulthandler
@@ -13,12 +14,12 @@ import random
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from ._error_payload import encode_error
 from ._log_channel import send_records_to
 from ._pickling import pickle_dtype, pickle_objects, unpickle_dtype, unpickle_objects
-from .errors import SharedMemoryExhausted
+from .errors import ElementError, SharedMemoryExhausted
 from .worker_info import _set as set_worker_info
 
 __all__ = ["WorkerFunctions", "exhausted"]
@@ -36,6 +37,37 @@ def exhausted(requested: int, capacity: int) -> SharedMemoryExhausted:
     )
 
 
+def end_forked_child(error: BaseException | None) -> NoReturn:
+    """Ends a process that user code forked off a worker and that came back from user code.
+
+    In a program of its own it would go on with the lines behind the call; here those are a
+    worker's. What it may expect is its exit status and its exit handlers.
+    """
+    if isinstance(error, ElementError) and error.__cause__ is not None:
+        error = error.__cause__
+    status = 1
+    try:
+        if isinstance(error, SystemExit):
+            if error.code is None or isinstance(error.code, int):
+                status = error.code or 0
+            else:
+                print(error.code, file=sys.stderr)
+        elif error is not None:
+            sys.excepthook(type(error), error, error.__traceback__)
+        else:
+            print(
+                f"stook: process {os.getpid()}, which user code forked off worker process"
+                f" {os.getppid()}, returned from user code; it ends here (os._exit() ends it in"
+                " its own place)",
+                file=sys.stderr,
+            )
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(status & 0xFF)
+
+
 class WorkerFunctions:
     """What the C++ worker calls (bindings/worker_process.cpp)."""
 
@@ -45,6 +77,7 @@ class WorkerFunctions:
     unpickle_dtype = staticmethod(unpickle_dtype)
     encode_error = staticmethod(encode_error)
     exhausted_error = staticmethod(exhausted)
+    end_forked_child = staticmethod(end_forked_child)
 
     def __init__(
         self,
@@ -71,6 +104,7 @@ class WorkerFunctions:
         if self._failure is not None:
             raise self._failure
         set_worker_info(index, count, os.getpid(), incarnation)
+        _set_up_streams()
         _become_multiprocessing_child(index, self._parent)
         with contextlib.suppress(Exception):  # stderr may be closed, or no file
             faulthandler.enable()
@@ -86,6 +120,15 @@ class WorkerFunctions:
             self._init(index, count)
         assert self._task is not None
         return self._task
+
+
+def _set_up_streams() -> None:
+    """Standard input is empty; what is printed is out at the line's end, for a worker is killed."""
+    # Not closed: the file may be shared with code that holds it, and descriptor 0 is /dev/null.
+    sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 (for the process's life)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # None, or another kind of file
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 def _become_multiprocessing_child(index: int, parent: int) -> None:
