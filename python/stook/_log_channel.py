@@ -77,3 +77,7 @@ class LogReceiver:
     def close(self) -> None:
         self.drain()
         self._channel.close()
+
+    def forget(self) -> None:
+        """In a forked child: what is there is the parent's to read."""
+        self._channel.close()

@@ -8,9 +8,11 @@ from ._error_payload import decode_error, encode_error, note_set_up
 from ._log_channel import LogReceiver
 from ._pickling import pickle_dtype, pickle_objects, unpickle_dtype, unpickle_objects
 from ._worker import exhausted
-from .errors import StookError, WorkerDied, annotate
+from .errors import ElementError, StookError, WorkerDied, annotate
 
 __all__ = ["ParentFunctions"]
+
+ELEMENT_NOTE = "while loading element "  # how errors.annotate begins
 
 
 class ParentFunctions:
@@ -29,7 +31,14 @@ class ParentFunctions:
         self._logs.drain()
 
     def element_error(self, payload: bytes, worker: int, position: int) -> BaseException:
-        return decode_error(payload)
+        error = decode_error(payload)
+        # What user code raised was noted on in the worker; what became of its result was not.
+        notes = getattr(error, "__notes__", ())
+        if not isinstance(error, ElementError) and not any(
+            isinstance(note, str) and note.startswith(ELEMENT_NOTE) for note in notes
+        ):
+            annotate(error, position)
+        return error
 
     def startup_error(self, payload: bytes, worker: int, position: int) -> BaseException:
         return note_set_up(decode_error(payload), worker)

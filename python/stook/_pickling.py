@@ -8,13 +8,15 @@ of the same class.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
+import os
 import pickle
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -25,17 +27,26 @@ __all__ = [
     "dump_for_workers",
     "pickle_dtype",
     "pickle_objects",
+    "track_classes",
     "unpickle_dtype",
     "unpickle_objects",
+    "users_stacklevel",
+    "warn_of_large",
 ]
 
 _LARGE_PAYLOAD = 100 << 20
+_PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Takes by name what the standard library's pickle takes by name."""
+    """Takes by name what the standard library's pickle takes by name, and refuses what it refuses.
+
+    An open text file, for one: cloudpickle would read it, here and whole.
+    """
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, io.TextIOWrapper) and obj not in (sys.stdout, sys.stderr):
+            raise TypeError(f"cannot pickle the open file {obj.name!r}")
         if isinstance(obj, (type, types.FunctionType)):
             # A class may name a module that exports it and that nobody imported yet, as NumPy's
             # recarray names numpy.rec. cloudpickle would then send the class by value.
@@ -144,20 +155,53 @@ def dump_for_workers(parts: dict[str, Any]) -> bytes:
             " (MultiprocessingOptions(worker_init_fn=...), or on first use), or pass"
             " start_method='fork': forked workers inherit everything"
         ) from error
-    if len(data) > _LARGE_PAYLOAD:
-        sizes = {name: _pickled_size(part) for name, part in parts.items()}
-        largest = max(sizes, key=lambda name: sizes[name])
-        warnings.warn(
-            f"starting the workers sends them {len(data) >> 20} MiB, most of it in {largest};"
-            " consider a source that opens its data in the workers, or start_method='fork'",
-            RuntimeWarning,
-            stacklevel=2,
-        )
     return data
 
 
-def _pickled_size(part: Any) -> int:
-    return len(_dumps(part))
+def warn_of_large(data: bytes, parts: dict[str, Any]) -> None:
+    """Warns if `data`, which `dump_for_workers` made of `parts`, is large."""
+    if len(data) <= _LARGE_PAYLOAD:
+        return
+    sizes = {name: len(_dumps(part)) for name, part in parts.items()}
+    largest = max(sizes, key=lambda name: sizes[name])
+    warnings.warn(
+        f"starting the workers sends them {len(data) >> 20} MiB, most of it in {largest};"
+        " consider a source that opens its data in the workers, or start_method='fork'",
+        RuntimeWarning,
+        stacklevel=users_stacklevel(),
+    )
+
+
+def users_stacklevel() -> int:
+    """`stacklevel` with which the caller's warning shows the user's line, not one of this package.
+
+    (`skip_file_prefixes` does it from Python 3.12 on.)
+    """
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+        level += 1
+    return level
+
+
+def track_classes() -> None:
+    """Before a fork: lets instances of classes of `__main__` come back as of the same classes.
+
+    cloudpickle recognizes a class by a number that it gives it when it is first pickled. Here they
+    are all given, so that parent and children have the same ones.
+    """
+    seen: set[type] = set()
+    found: list[type] = [object]
+    while found:
+        for kind in type.__subclasses__(found.pop()):
+            if kind in seen:
+                continue
+            seen.add(kind)
+            found.append(kind)
+            if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
+                with contextlib.suppress(Exception):  # a class that cannot be a key of a dict
+                    cloudpickle.cloudpickle._get_or_create_tracker_id(kind)
 
 
 def _shown(value: Any) -> str:
@@ -226,6 +270,7 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
         for name in getattr(type(value), "__slots__", ()):
             if isinstance(name, str) and hasattr(value, name):
                 yield f".{name}", getattr(value, name)
-        wrapped: Callable[..., Any] | None = getattr(value, "func", None)
-        if wrapped is not None and wrapped is not value:
-            yield ".func", wrapped
+        if isinstance(value, functools.partial):
+            yield ".func", value.func
+            yield ".args", value.args
+            yield ".keywords", value.keywords

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pickle
 import signal
@@ -20,7 +21,7 @@ from . import _core, _server
 from ._iterator import LoaderIterator
 from ._log_channel import LogReceiver
 from ._parent import ParentFunctions
-from ._pickling import dump_for_workers
+from ._pickling import dump_for_workers, track_classes, users_stacklevel, warn_of_large
 from ._surroundings import Surroundings, thread_variables
 from ._task import LoaderTask
 from ._worker import limit_library_threads
@@ -72,6 +73,7 @@ class ProcessPool:
         self._logs: LogReceiver | None = None
         self._functions_sent = b""
         self._base = LoaderStats()  # of processes that were replaced
+        self._forked = False
         self._lock = threading.RLock()
         self._start()
         _pools.add(self)
@@ -87,6 +89,11 @@ class ProcessPool:
     def iterate(self, jobs: Iterator[Any], *, ordered: bool) -> ProcessIterator:
         """Starts a pass over `jobs`; the pass before it is given up."""
         with self._lock:
+            if self._forked:
+                raise StookError(
+                    "this loader belongs to the process that made it, and this is a forked child of"
+                    " it; make a loader here"
+                )
             if self._core is not None and (not self._core.is_open or self._functions_changed()):
                 self._stop()
             if self._core is None:
@@ -138,16 +145,19 @@ class ProcessPool:
         """
         if self._options.start_method == "fork":
             return False
-        functions = self._pickled_functions()
+        functions = self._function_digest()
         return functions != b"" and functions != self._functions_sent
 
-    def _pickled_functions(self) -> bytes:
+    def _function_digest(self) -> bytes:
         functions = [
             function
             for function in (*self._task.transforms, self._task.collate)
             if function is not None and not _crosses_by_name(function)
         ]
-        return dump_for_workers({"transform": functions}) if functions else b""
+        if not functions:
+            return b""
+        # A digest: they may hold hundreds of megabytes.
+        return hashlib.blake2b(dump_for_workers({"transform": functions})).digest()
 
     def _start(self) -> None:
         if _server.load_state["loading"]:
@@ -210,12 +220,15 @@ class ProcessPool:
             "worker_init_fn": options.worker_init_fn,
             "task": self._task,
         }
-        self._functions_sent = self._pickled_functions()
+        data = dump_for_workers(parts)
+        del parts["task"]  # known to the user as the others
+        warn_of_large(data, parts)
+        self._functions_sent = self._function_digest()
         payload = os.memfd_create("stook-payload", os.MFD_CLOEXEC)
         try:
             with open(payload, "wb", closefd=False) as file:
                 pickle.dump(settings, file, protocol=5)
-                file.write(dump_for_workers(parts))
+                file.write(data)
             os.lseek(payload, 0, os.SEEK_SET)
             return _spawn_interpreter(
                 (control.fileno(), payload, log.fileno()),
@@ -232,6 +245,10 @@ class ProcessPool:
     ) -> int:
         """A fork of this process, which inherits everything; returns its process id."""
         _check_forkable()
+        track_classes()
+        for stream in (sys.stdout, sys.stderr):  # else the children would print it again
+            with contextlib.suppress(Exception):
+                stream.flush()
         parent = os.getpid()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # _check_forkable has warned
@@ -242,8 +259,6 @@ class ProcessPool:
             os.setpgid(0, 0)
             for end in parents:
                 end.close()
-            for pool in list(_pools):
-                pool._forget()
             signal.set_wakeup_fd(-1)
             asyncio = sys.modules.get("asyncio")
             if asyncio is not None:
@@ -267,13 +282,23 @@ class ProcessPool:
             os._exit(1)
 
     def _forget(self) -> None:
-        """In a forked server: the descriptors of another pool are not its own."""
+        """In a forked child: processes and descriptors are its parent's, and stay with it."""
+        self._lock = threading.RLock()  # another thread of the parent may have held it
         core, self._core = self._core, None
+        self._forked = True
         if core is not None:
             core.close()
         if self._logs is not None:
-            self._logs._channel.close()
+            self._logs.forget()
             self._logs = None
+
+
+def _forget_pools() -> None:
+    for pool in list(_pools):
+        pool._forget()
+
+
+os.register_at_fork(after_in_child=_forget_pools)
 
 
 def _spawn_interpreter(descriptors: tuple[int, int, int], environment: dict[str, str]) -> int:
@@ -285,7 +310,8 @@ def _spawn_interpreter(descriptors: tuple[int, int, int], environment: dict[str,
             "this Python is embedded in another program (sys.executable is empty), so no fresh"
             " interpreter can be started; pass start_method='fork'"
         )
-    path = [os.fspath(entry) for entry in sys.path if isinstance(entry, (str, os.PathLike))]
+    entries: list[Any] = list(sys.path)  # programs put other things there, too
+    path = [os.fspath(entry) for entry in entries if isinstance(entry, (str, os.PathLike))]
     # The entry of a script's or a notebook's own folder is relative to the working directory.
     path = [entry or os.getcwd() for entry in path]
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -345,7 +371,7 @@ def _check_forkable() -> None:
             f"start_method='fork' in a process with {what}: a lock that one of them holds now stays"
             " locked in the workers. Start the workers first, or use start_method='forkserver'",
             RuntimeWarning,
-            stacklevel=6,
+            stacklevel=users_stacklevel(),
         )
 
 

@@ -7,9 +7,12 @@ import gc
 import io
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from . import _core
@@ -35,7 +38,8 @@ def main(control: int, payload: int, log: int, parent: int) -> None:
     task, init, failure = None, None, None
     load_state["loading"] = True
     try:
-        parts = pickle.load(stream)
+        with _ending_with(parent):
+            parts = pickle.load(stream)
         init = parts["worker_init_fn"]
         task = parts["task"]
     except BaseException as error:
@@ -57,6 +61,36 @@ def main(control: int, payload: int, log: int, parent: int) -> None:
         threads=settings["threads"],
         min_shared_bytes=settings["min_shared_bytes"],
     )
+
+
+@contextlib.contextmanager
+def _ending_with(parent: int) -> Iterator[None]:
+    """Ends this process if the parent ends meanwhile: what is imported may take for ever."""
+    try:
+        watched = os.pidfd_open(parent)
+    except OSError:
+        os._exit(1)
+    if os.getppid() != parent:
+        os._exit(1)
+    stop, stopper = os.pipe()
+
+    def watch() -> None:
+        ready = select.poll()
+        ready.register(watched, select.POLLIN)
+        ready.register(stop, select.POLLIN)
+        if any(number == watched for number, _ in ready.poll()):
+            os.killpg(0, signal.SIGKILL)  # what the import started, too
+
+    watcher = threading.Thread(target=watch, name="stook-parent-watcher", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        # Workers are forked from here, so nothing of it may be left.
+        os.close(stopper)
+        watcher.join()
+        os.close(stop)
+        os.close(watched)
 
 
 def serve(

@@ -74,7 +74,9 @@ class Surroundings:
     def filter_warnings(self) -> None:
         """Apart from the rest: a filter's category may be a class of a module of the user's."""
         warnings.filters[:] = self.warning_filters  # type: ignore[index]
-        warnings._filters_mutated() if hasattr(warnings, "_filters_mutated") else None  # type: ignore[attr-defined]
+        mutated = getattr(warnings, "_filters_mutated", None)
+        if mutated is not None:
+            mutated()
 
 
 def _picklable_filters() -> list[Any]:
