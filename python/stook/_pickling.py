@@ -54,7 +54,37 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if isinstance(module, str) and module not in sys.modules:
                 with contextlib.suppress(Exception):
                     importlib.import_module(module)
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, types.FunctionType) and isinstance(reduced, tuple):
+            _add_submodules(obj, reduced)
+        return reduced
+
+
+def _add_submodules(function: types.FunctionType, reduced: tuple[Any, ...]) -> None:
+    """Sends along the submodules that only a function's inner functions name.
+
+    `package.submodule` works in a process that imported the submodule. cloudpickle sends those that
+    the function's own code names; comprehensions (before Python 3.12) and lambdas are code apart.
+    """
+    try:
+        sent = reduced[2][1]["_cloudpickle_submodules"]
+    except (IndexError, KeyError, TypeError):  # by name, or another cloudpickle
+        return
+    names: set[str] = set()
+    codes = [function.__code__]
+    for code in codes:  # which grows
+        names.update(code.co_names)
+        codes += [inner for inner in code.co_consts if isinstance(inner, types.CodeType)]
+    values = [value for name, value in function.__globals__.items() if name in names]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty one
+            values.append(cell.cell_contents)
+    for package in values:
+        if isinstance(package, types.ModuleType) and hasattr(package, "__path__"):
+            prefix = package.__name__ + "."
+            for name, module in sorted(sys.modules.items()):
+                if name.startswith(prefix) and names.issuperset(name[len(prefix) :].split(".")):
+                    sent.append(module)
 
 
 def _dumps(value: Any) -> bytes:
@@ -81,26 +111,38 @@ def _reduce_tensor(tensor: Any) -> Any:
     if (
         tensor.device.type != "cpu"
         or tensor.layout != torch.strided
+        or tensor.is_nested
         or tensor.requires_grad
         or tensor.is_quantized
         or tensor.is_conj()
         or tensor.is_neg()
-        or not tensor.is_contiguous()
         or tensor.__dict__
     ):
         return None
-    if tensor.dtype == torch.bfloat16:
-        return _tensor_from_array, (tensor.view(torch.int16).numpy(), "bfloat16")
+    axes = None
+    if not tensor.is_contiguous():
+        # Axes may only have been exchanged, as those of an image whose channels go first.
+        order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+        tensor = tensor.permute(order)
+        if not tensor.is_contiguous():
+            return None
+        axes = [order.index(axis) for axis in range(tensor.dim())]
     try:
-        return _tensor_from_array, (tensor.numpy(), None)
+        return _tensor_from_array, (tensor.numpy(), None, axes)
     except TypeError:  # a dtype that NumPy has not
-        return None
+        integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(tensor.element_size())
+        if integers is None:
+            return None
+        name = str(tensor.dtype).removeprefix("torch.")
+        return _tensor_from_array, (tensor.view(integers).numpy(), name, axes)
 
 
-def _tensor_from_array(array: Any, view_as: str | None) -> Any:
+def _tensor_from_array(array: Any, view_as: str | None, axes: list[int] | None) -> Any:
     torch: Any = importlib.import_module("torch")
     tensor = torch.from_numpy(array)
-    return tensor if view_as is None else tensor.view(getattr(torch, view_as))
+    if view_as is not None:
+        tensor = tensor.view(getattr(torch, view_as))
+    return tensor if axes is None else tensor.permute(axes)
 
 
 def pickle_objects(objects: list[Any], min_shared_bytes: int) -> tuple[bytes, list[Any]]:
