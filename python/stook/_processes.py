@@ -55,6 +55,8 @@ def start(task: LoaderTask, options: MultiprocessingOptions) -> ProcessPool:
 class ProcessIterator(_core.ResultIterator, LoaderIterator):  # type: ignore[misc]
     """A pass whose elements come from worker processes; `next()` is C++."""
 
+    _pool: ProcessPool
+
     def stats(self) -> LoaderStats:
         elements, size, moved, copied, errors = self.counts()
         live = self._pool.stats()
