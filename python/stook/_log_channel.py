@@ -33,7 +33,9 @@ class _SendingHandler(logging.Handler):
             try:
                 self._channel.send(pickle.dumps(fields), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except OSError:
-                print(f"{record.levelname}:{record.name}:{text}", file=sys.stderr, flush=True)
+                # In one piece: other workers write there, too.
+                sys.stderr.write(f"{record.levelname}:{record.name}:{text}\n")
+                sys.stderr.flush()
         except Exception:
             self.handleError(record)
 
