@@ -16,7 +16,7 @@ import pickle
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -54,10 +54,28 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if isinstance(module, str) and module not in sys.modules:
                 with contextlib.suppress(Exception):
                     importlib.import_module(module)
+        elif isinstance(obj, functools._lru_cache_wrapper) and not _is_importable(obj):
+            # Such a function pickles as its name, also where nobody can look that up.
+            return _cached, (obj.__wrapped__, obj.cache_parameters())
         reduced = super().reducer_override(obj)
         if isinstance(obj, types.FunctionType) and isinstance(reduced, tuple):
             _add_submodules(obj, reduced)
         return reduced
+
+
+def _is_importable(function: Any) -> bool:
+    """True if its name leads to it in a worker too."""
+    if function.__module__ == "__main__":
+        return False
+    found: Any = sys.modules.get(function.__module__)
+    for step in function.__qualname__.split("."):
+        found = getattr(found, step, None)
+    return found is function
+
+
+def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    """The function with an empty cache of its own."""
+    return functools.lru_cache(**parameters)(function)
 
 
 def _add_submodules(function: types.FunctionType, reduced: tuple[Any, ...]) -> None:
