@@ -25,8 +25,10 @@ class Courier:
             seed=None,
         )
         self.stats = stook.LoaderStats()
-        # The processes are there before the first test looks at what it may not leave behind.
+        # Processes and their descriptors are there before a test looks at what it may not leave.
         self.call(int)
+        while len(self.loader._pool._core.worker_pids) < options.get("num_workers", 1):
+            self.call(int)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What the function returns; it is found by its name in the worker."""
