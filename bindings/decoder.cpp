@@ -1,6 +1,6 @@
 #include "bindings/decoder.h"
 
-#include "bindings/encoder.h"
+#include "bindings/array_layout.h"
 #include "bindings/lease.h"
 
 namespace stook::bindings {

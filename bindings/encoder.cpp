@@ -3,17 +3,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "bindings/array_layout.h"
 #include "bindings/numpy_allocator.h"
 
 namespace stook::bindings {
 namespace {
 
-// Deeper trees go to pickle, which says what it thinks of them.
-constexpr int kMaxDepth = 200;
 constexpr std::uint64_t kLeafAlignment = 64;
 constexpr std::size_t kMaxDtypes = 256;
-// First of the type numbers that are neither NumPy's own nor old-style user types (StringDType).
-constexpr int kFirstNewStyleType = 2048;
 
 constexpr std::uint64_t align_leaf(std::uint64_t bytes) {
   return (bytes + kLeafAlignment - 1) / kLeafAlignment * kLeafAlignment;
@@ -28,108 +25,7 @@ bool has_metadata(PyArray_Descr* dtype) {
   return metadata != nullptr && metadata != Py_None;
 }
 
-// The dimensions longer than 1, smallest distance between items first.
-struct Steps {
-  npy_intp distances[NPY_MAXDIMS];
-  npy_intp lengths[NPY_MAXDIMS];
-  int count = 0;
-};
-
-void sort_steps(PyArrayObject* array, Steps& steps) {
-  for (int i = 0; i < PyArray_NDIM(array); ++i) {
-    const npy_intp length = PyArray_DIM(array, i);
-    if (length <= 1) continue;
-    const npy_intp distance = std::abs(PyArray_STRIDE(array, i));
-    int at = steps.count++;
-    for (; at > 0 && steps.distances[at - 1] > distance; --at) {
-      steps.distances[at] = steps.distances[at - 1];
-      steps.lengths[at] = steps.lengths[at - 1];
-    }
-    steps.distances[at] = distance;
-    steps.lengths[at] = length;
-  }
-}
-
-// Items of the array that lie at the same place would be written through each other.
-bool may_overlap(PyArrayObject* array) {
-  Steps steps;
-  sort_steps(array, steps);
-  // Each dimension must step over everything that the smaller ones span.
-  npy_intp spanned = PyArray_ITEMSIZE(array);
-  for (int i = 0; i < steps.count; ++i) {
-    if (steps.distances[i] < spanned) return true;
-    spanned += steps.distances[i] * (steps.lengths[i] - 1);
-  }
-  return false;
-}
-
-// The tuples of field names within a dtype, its own first. They are what can be exchanged in a
-// dtype that exists: `array.dtype.names = ...`.
-void collect_names(PyArray_Descr* dtype, std::vector<PyObject*>& names) {
-  while (PyDataType_SUBARRAY(dtype) != nullptr) dtype = PyDataType_SUBARRAY(dtype)->base;
-  PyObject* own = PyDataType_NAMES(dtype);
-  if (own == nullptr) return;
-  names.push_back(own);
-  PyObject* fields = PyDataType_FIELDS(dtype);
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(own); ++i) {
-    PyObject* field = PyDict_GetItemWithError(fields, PyTuple_GET_ITEM(own, i));
-    if (field == nullptr || !PyTuple_Check(field) || PyTuple_GET_SIZE(field) == 0) continue;
-    PyObject* field_dtype = PyTuple_GET_ITEM(field, 0);
-    if (PyArray_DescrCheck(field_dtype)) {
-      collect_names(reinterpret_cast<PyArray_Descr*>(field_dtype), names);
-    }
-  }
-}
-
 }  // namespace
-
-NPY_ORDER order_of_copy(PyArrayObject* array) {
-  if (PyArray_IS_C_CONTIGUOUS(array)) return NPY_CORDER;
-  if (PyArray_IS_F_CONTIGUOUS(array)) return NPY_FORTRANORDER;
-  for (int i = 0; i < PyArray_NDIM(array); ++i) {
-    if (PyArray_STRIDE(array, i) < 0 && PyArray_DIM(array, i) > 1) return NPY_CORDER;
-  }
-  Steps steps;
-  sort_steps(array, steps);
-  npy_intp spanned = PyArray_ITEMSIZE(array);
-  for (int i = 0; i < steps.count; ++i) {
-    if (steps.distances[i] != spanned) return NPY_CORDER;
-    spanned *= steps.lengths[i];
-  }
-  return NPY_KEEPORDER;
-}
-
-bool is_plain_dtype(PyArray_Descr* dtype) {
-  // NumPy makes 'S1' of 'S0' wherever it can.
-  if (PyDataType_ELSIZE(dtype) == 0 && dtype->type_num != NPY_VOID) return false;
-  // NPY_NEEDS_PYAPI is no hindrance: every structured dtype has it, and it is about casts.
-  return !PyDataType_REFCHK(dtype) && dtype->type_num != NPY_OBJECT &&
-         dtype->type_num < kFirstNewStyleType && !PyDataType_FLAGCHK(dtype, NPY_LIST_PICKLE);
-}
-
-bool array_span(int dimensions, const npy_intp* shape, const npy_intp* strides,
-                std::int64_t item_bytes, Span& span) {
-  std::int64_t lowest = 0;
-  std::int64_t highest = item_bytes;
-  for (int i = 0; i < dimensions; ++i) {
-    if (shape[i] < 0) return false;
-    if (shape[i] == 0) {
-      span = {0, 0};
-      return true;
-    }
-    std::int64_t reach = 0;
-    if (__builtin_mul_overflow(static_cast<std::int64_t>(shape[i] - 1),
-                               static_cast<std::int64_t>(strides[i]), &reach)) {
-      return false;
-    }
-    std::int64_t& end = reach < 0 ? lowest : highest;
-    if (__builtin_add_overflow(end, reach, &end)) return false;
-  }
-  std::int64_t bytes = 0;
-  if (__builtin_sub_overflow(highest, lowest, &bytes)) return false;
-  span = {lowest, static_cast<std::uint64_t>(bytes)};
-  return true;
-}
 
 Encoder::Encoder(BlockSource& blocks, std::uint64_t min_shared_bytes, PyObject* pickle_objects,
                  PyObject* pickle_dtype)
@@ -509,128 +405,6 @@ bool Encoder::copy_array(PyArrayObject* array, std::byte* to) {
   // Within an envelope, items lie where they come to lie.
   PyArray_UpdateFlags(as_array(target.get()), NPY_ARRAY_ALIGNED);
   return PyArray_CopyInto(as_array(target.get()), array) == 0;
-}
-
-// ------------------------------------------------------------------ prepare steps: Python code
-
-bool Encoder::prepare_dtypes() {
-  for (OwnedRef& wanted : wanted_dtypes_) {
-    auto* dtype = reinterpret_cast<PyArray_Descr*>(wanted.get());
-    if (find_pickled(dtype) != nullptr) continue;
-    PickledDtype made;
-    names_.clear();
-    collect_names(dtype, names_);
-    for (PyObject* names : names_) {
-      Py_INCREF(names);
-      made.names.emplace_back(names);
-    }
-    const OwnedRef bytes(PyObject_CallOneArg(pickle_dtype_, wanted.get()));
-    if (!bytes || !PyBytes_Check(bytes.get())) return false;
-    made.bytes.assign(PyBytes_AS_STRING(bytes.get()),
-                      static_cast<std::size_t>(PyBytes_GET_SIZE(bytes.get())));
-    made.dtype = std::move(wanted);
-    dtypes_.insert_or_assign(dtype, std::move(made));
-  }
-  return true;
-}
-
-// Everything that the walk cannot write goes into one pickle, so that what these objects share
-// stays shared. What they might share with the rest of the element shows as a second reference
-// somewhere in the rest: then the whole element goes into one pickle.
-bool Encoder::prepare_pickle(PyObject* root, bool whole) {
-  OwnedRef others(PyList_New(0));
-  if (!others) return false;
-  bool has_shared = whole;
-  if (!whole && !collect_others(root, others.get(), has_shared, 0)) return false;
-  if (has_shared) {
-    if (PyList_SetSlice(others.get(), 0, PY_SSIZE_T_MAX, nullptr) != 0) return false;
-    if (PyList_Append(others.get(), root) != 0) return false;
-    whole_ = true;
-  }
-  return pickle(others.get());
-}
-
-bool Encoder::collect_others(PyObject* object, PyObject* others, bool& has_shared, int depth) {
-  PyTypeObject* type = Py_TYPE(object);
-  if (object == Py_None || type == &PyUnicode_Type || type == &PyFloat_Type ||
-      type == &PyBool_Type || type == &PyBytes_Type || type == &PyComplex_Type) {
-    return true;
-  }
-  const bool is_container = type == &PyDict_Type || type == &PyTuple_Type || type == &PyList_Type;
-  if (is_container && depth < kMaxDepth) {
-    if (!is_uniquely_referenced(object)) {
-      has_shared = true;
-      return true;
-    }
-    if (type == &PyDict_Type) {
-      Py_ssize_t position = 0;
-      PyObject* key = nullptr;
-      PyObject* value = nullptr;
-      while (!has_shared && PyDict_Next(object, &position, &key, &value) != 0) {
-        if (!collect_others(key, others, has_shared, depth + 1)) return false;
-        if (!collect_others(value, others, has_shared, depth + 1)) return false;
-      }
-      return true;
-    }
-    for (Py_ssize_t i = 0; !has_shared && i < Py_SIZE(object); ++i) {
-      PyObject* item =
-          type == &PyTuple_Type ? PyTuple_GET_ITEM(object, i) : PyList_GET_ITEM(object, i);
-      if (!collect_others(item, others, has_shared, depth + 1)) return false;
-    }
-    return true;
-  }
-  if (PyArray_CheckExact(object) && is_plain_dtype(PyArray_DESCR(as_array(object)))) {
-    if (!is_uniquely_referenced(object)) has_shared = true;
-    return true;
-  }
-  if (type == &PyLong_Type) {
-    int overflow = 0;
-    PyLong_AsLongLongAndOverflow(object, &overflow);
-    if (overflow == 0) return true;
-  }
-  const auto index = static_cast<std::uint32_t>(PyList_GET_SIZE(others));
-  if (!others_.try_emplace(object, index).second) return true;
-  return PyList_Append(others, object) == 0;
-}
-
-bool Encoder::pickle(PyObject* list) {
-  if (whole_) others_.clear();
-  // The list keeps the objects alive, so that the addresses in `others_` stay theirs.
-  Py_INCREF(list);
-  others_list_.reset(list);
-  OwnedRef result(PyObject_CallFunction(pickle_objects_, "OK", list,
-                                        static_cast<unsigned long long>(min_shared_bytes_)));
-  if (!result) return false;
-  PyObject* data = nullptr;
-  PyObject* buffers = nullptr;
-  if (!PyArg_ParseTuple(result.get(), "SO!", &data, &PyList_Type, &buffers)) return false;
-  Py_INCREF(data);
-  pickle_bytes_.reset(data);
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(buffers); ++i) {
-    Py_buffer view;
-    if (PyObject_GetBuffer(PyList_GET_ITEM(buffers, i), &view, PyBUF_ANY_CONTIGUOUS) != 0) {
-      return false;
-    }
-    pickle_buffers_.push_back(view);
-  }
-  return true;
-}
-
-void Encoder::write_pickle_section() {
-  writer_.put(static_cast<std::uint8_t>(pickle_bytes_ ? 1 : 0));
-  if (!pickle_bytes_) return;
-  writer_.put(static_cast<std::uint32_t>(pickle_buffers_.size()));
-  for (const Py_buffer& buffer : pickle_buffers_) {
-    const std::size_t at = writer_.skip(sizeof(std::uint32_t) + sizeof(std::uint64_t));
-    const auto bytes = static_cast<std::uint64_t>(buffer.len);
-    writer_.put(bytes);
-    copies_.push_back({at, OwnedRef(), buffer.buf, bytes});
-    array_bytes_ += bytes;
-    ++copied_;
-  }
-  const auto size = static_cast<std::uint64_t>(PyBytes_GET_SIZE(pickle_bytes_.get()));
-  writer_.put(size);
-  writer_.put_bytes(PyBytes_AS_STRING(pickle_bytes_.get()), size);
 }
 
 }  // namespace stook::bindings

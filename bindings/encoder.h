@@ -78,6 +78,9 @@ class Encoder {
   std::uint64_t requested_bytes() const { return requested_bytes_; }
 
  private:
+  // Deeper trees go to pickle, which says what it thinks of them.
+  static constexpr int kMaxDepth = 200;
+
   enum class Walk { kDone, kNeedsPickle, kPythonError };
   struct PendingCopy {
     std::size_t patch_at;  // where (u32 block, u64 offset) go
@@ -141,12 +144,5 @@ class Encoder {
   std::unordered_map<PyArray_Descr*, PickledDtype> dtypes_;
   std::vector<PyObject*> names_;  // scratch, borrowed
 };
-
-// How a copy of the array lies: as the array does if that leaves no gaps, else in C order. So
-// pickling does it.
-NPY_ORDER order_of_copy(PyArrayObject* array);
-
-// True if arrays of this dtype can be moved and copied as plain bytes.
-bool is_plain_dtype(PyArray_Descr* dtype);
 
 }  // namespace stook::bindings

@@ -107,13 +107,4 @@ class EnvelopeReader {
   bool ok_ = true;
 };
 
-// How many bytes an array spans, first byte to last, and where the first lies relative to its data
-// pointer. False if that overflows.
-struct Span {
-  std::int64_t lowest = 0;  // at most 0
-  std::uint64_t bytes = 0;
-};
-bool array_span(int dimensions, const npy_intp* shape, const npy_intp* strides,
-                std::int64_t item_bytes, Span& span);
-
 }  // namespace stook::bindings
