@@ -381,3 +381,16 @@ def make(name: str) -> Any:
 
 def echo(value: Any) -> Any:
     return value
+
+
+def arrays_in(tree: Any) -> list[Any]:
+    """The arrays of a tree of containers and samples, in its order."""
+    if isinstance(tree, np.ndarray):
+        return [tree]
+    if isinstance(tree, Sample):
+        return arrays_in(tree.image)
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, (list, tuple)):
+        return []
+    return [array for item in tree for array in arrays_in(item)]
