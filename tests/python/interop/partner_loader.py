@@ -16,9 +16,17 @@ from leftovers import wait_until
 
 # These tests are also run without those of the neighbouring folder, whose helper this is.
 sys.path.append(str(Path(__file__).parent.parent / "unit"))
-from courier import Courier  # noqa: E402
+from courier import Courier
 
-__all__ = ["DEADLINE", "PARTNER_FLAGS", "Courier", "each_start_method", "loader", "require", "settled"]
+__all__ = [
+    "DEADLINE",
+    "PARTNER_FLAGS",
+    "Courier",
+    "each_start_method",
+    "loader",
+    "require",
+    "settled",
+]
 
 # Of programs that import a partner: partners warn about each other, and that is not ours to mend.
 PARTNER_FLAGS = ("-X", "dev", "-W", "default")

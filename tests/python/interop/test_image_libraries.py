@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import RunPython
 from partner_loader import DEADLINE, PARTNER_FLAGS, each_start_method, loader
+
+from conftest import RunPython
 
 
 def picture() -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import RunPython
 from partner_loader import (
     DEADLINE,
     PARTNER_FLAGS,
@@ -19,6 +18,8 @@ from partner_loader import (
     require,
     settled,
 )
+
+from conftest import RunPython
 
 (cv2,) = require("cv2")
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import RunPython
 from partner_loader import DEADLINE, PARTNER_FLAGS, loader, require
 from tensor_cases import assert_same_tensor, numbers
+
+from conftest import RunPython
 
 (torch,) = require("torch")
 
@@ -154,7 +155,12 @@ def test_a_tensor_is_a_source_of_its_rows() -> None:
 
 def _network() -> Any:
     torch.manual_seed(3)
-    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Dropout(), torch.nn.ReLU()]
+    layers = [
+        torch.nn.Conv2d(3, 8, 3),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.Dropout(),
+        torch.nn.ReLU(),
+    ]
     return torch.nn.Sequential(*layers).eval()
 
 
