@@ -314,8 +314,10 @@ def _spawn_interpreter(descriptors: tuple[int, int, int], environment: dict[str,
         )
     entries: list[Any] = list(sys.path)  # programs put other things there, too
     path = [os.fspath(entry) for entry in entries if isinstance(entry, (str, os.PathLike))]
-    # The entry of a script's or a notebook's own folder is relative to the working directory.
-    path = [entry or os.getcwd() for entry in path]
+    # The entry of a session's or a notebook's own folder is relative to the working directory; that
+    # may be gone.
+    with contextlib.suppress(FileNotFoundError):
+        path = [entry or os.getcwd() for entry in path]
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     numbers = [str(number) for number in (*descriptors, os.getpid())]
     defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
