@@ -87,7 +87,7 @@ def test_a_function_of_a_script(run_python: RunPython, start_method: str, compil
 
         if sys.argv[2] == "before":
             squares(3)
-        options = stook.MultiprocessingOptions(num_workers=2, start_method=sys.argv[1])
+        options = stook.MultiprocessingOptions(num_workers=1, start_method=sys.argv[1])
         with stook.DataLoader([5000, 6000], lambda n: squares(n), options=options) as loader:
             print([(len(element), element[-1]) for element in loader] == [
                 (5000, 4999.0**2), (6000, 5999.0**2)])

@@ -44,11 +44,11 @@ def test_from_numpy_copies_nothing(courier: Courier) -> None:
 
 def test_a_tensor_holds_the_block(courier: Courier) -> None:
     tensor = torch.from_numpy(courier.call(image, 7))
-    assert courier.bytes_live() >= tensor.nbytes
+    assert courier.loader.stats().bytes_live >= tensor.nbytes
     use_blocks_again(courier)
     assert torch.equal(tensor, torch.full((64, 64), 7.0))
     del tensor
-    assert courier.bytes_live() == 0
+    assert courier.loader.stats().bytes_live == 0
 
 
 def test_a_view_of_a_tensor_holds_the_block(courier: Courier) -> None:
@@ -77,7 +77,7 @@ def test_dlpack_to_torch(courier: Courier) -> None:
     use_blocks_again(courier)
     assert torch.equal(tensor, torch.full((64, 64), 7.0))
     del tensor
-    assert courier.bytes_live() == 0
+    assert courier.loader.stats().bytes_live == 0
 
 
 def test_dlpack_from_torch(courier: Courier) -> None:
@@ -88,7 +88,7 @@ def test_dlpack_from_torch(courier: Courier) -> None:
     assert array.ctypes.data == address
     assert array.tolist() == list(range(5000))
     del array
-    assert courier.bytes_live() == 0
+    assert courier.loader.stats().bytes_live == 0
 
 
 def test_dlpack_in_the_worker(courier: Courier) -> None:

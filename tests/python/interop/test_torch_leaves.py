@@ -16,7 +16,6 @@ from tensor_cases import (
     UNPICKLED_BY_TORCH,
     assert_same_tensor,
     make,
-    make_in_dict,
     numbers,
     torch,
 )
@@ -49,9 +48,10 @@ def test_a_dtype_that_torch_does_not_pickle_arrives(courier: Courier, name: str)
 def test_a_dense_tensor_is_copied_once(courier: Courier, name: str) -> None:
     got = courier.call(make, name)
     assert (courier.stats.moved, courier.stats.copied) == (0, 1)
-    assert courier.bytes_live() >= got.nbytes  # it lies where the worker copied it to
+    # It lies where the worker copied it to, and the last reference gives that back.
+    assert courier.loader.stats().bytes_live >= got.nbytes
     del got
-    assert courier.bytes_live() == 0
+    assert courier.loader.stats().bytes_live == 0
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -73,10 +73,14 @@ def test_a_delivered_tensor_can_be_written(courier: Courier, name: str) -> None:
 
 
 def test_a_tensor_in_a_dict(courier: Courier) -> None:
-    got = courier.call(make_in_dict, "float32")
+    got = courier.call(_in_dict)
     assert list(got) == ["tensor", "label"]
     assert got["label"] == 3
     assert_same_tensor(got["tensor"], numbers())
+
+
+def _in_dict() -> Any:
+    return {"tensor": numbers(), "label": 3}
 
 
 def test_tensors_beside_arrays(courier: Courier) -> None:
@@ -151,36 +155,38 @@ def _state() -> Any:
 # ---- batches -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16", "bool", "complex64", "float8", "scalar"])
+ASSEMBLED = ["float32", "bfloat16", "bool", "complex64", "float8", "channels-first", "scalar"]
+
+
+def _many(index: int) -> Any:
+    return {"label": index, **{name: make(name) for name in ASSEMBLED}}
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_tensors_are_assembled(name: str, workers: int) -> None:
-    with loader([name] * 5, make_in_dict, num_workers=workers, batch_size=3) as batches:
+def test_tensors_are_assembled(workers: int) -> None:
+    with loader(range(5), _many, num_workers=workers, batch_size=3) as batches:
         elements = list(batches)
         stats = batches.stats()
-    assert [len(element["tensor"]) for element in elements] == [3, 2]
+    assert [element["label"].tolist() for element in elements] == [[0, 1, 2], [3, 4]]
     for element in elements:
-        assert type(element["tensor"]) is torch.Tensor
-        for row in element["tensor"]:
-            assert_same_tensor(row, make(name))
-        assert element["label"].tolist() == [3] * len(element["tensor"])
-    if workers and name != "scalar":
-        assert (stats.moved, stats.copied) == (0, 2)
-
-
-def test_rows_of_a_batch_that_do_not_lie_in_order() -> None:
-    with loader(["channels-first"] * 2, make, batch_size=2) as batches:
-        (batch,) = batches
-    assert batch.is_contiguous()
-    assert torch.equal(batch, torch.stack([make("channels-first")] * 2))
+        for name in ASSEMBLED:
+            tensor = element[name]
+            assert type(tensor) is torch.Tensor
+            assert len(tensor) == len(element["label"])
+            assert tensor.is_contiguous()
+            for row in tensor:
+                assert_same_tensor(row, make(name).contiguous())
+    if workers:  # all but the numbers, which are small
+        assert (stats.moved, stats.copied) == (0, 2 * (len(ASSEMBLED) - 1))
 
 
 def test_tensors_that_differ_are_refused_by_name() -> None:
-    with loader([3, 4], torch.zeros, batch_size=2) as batches:
+    with loader([3, 4], torch.zeros, num_workers=0, batch_size=2) as batches:
         with pytest.raises(ValueError, match=r"tensor of shape \(4,\) on cpu in item 1"):
             next(iter(batches))
 
 
 def test_rows_that_require_grad_are_assembled_as_values() -> None:
-    with loader(["requires-grad"] * 2, make, batch_size=2) as batches:
+    with loader(["requires-grad"] * 2, make, num_workers=0, batch_size=2) as batches:
         (batch,) = batches
     assert_same_tensor(batch, torch.stack([numbers(), numbers()]))
