@@ -27,6 +27,7 @@ enum class Act : std::uint32_t {
   kDie,               // killed before anything is allocated
   kDieWithArray,      // killed with the array written, nothing published
   kDieOnce,           // as kDieWithArray, but only in a worker's first incarnation
+  kDieHavingCounted,  // in the first incarnation: killed after a block was counted as handed over
   kDieAfterPublish,   // killed after the element was published
   kExit,              // ends with exit code 0
   kStick,             // never returns
@@ -67,6 +68,7 @@ std::uint64_t sum_of(const std::byte* data, std::uint64_t bytes);
 struct Blackboard {
   std::atomic<std::uint64_t> started;       // jobs that reached user code
   std::atomic<std::uint64_t> at_gate;       // workers that wait, or have waited, at the gate
+  std::atomic<std::uint64_t> past_gate;     // workers that left it, their payloads checked
   std::atomic<std::uint64_t> lies;          // results that cannot be, published
   std::atomic<std::uint64_t> wrong;         // payloads that changed under a waiting worker
   std::atomic<std::uint64_t> interrupts;    // signals that the server's wait saw

@@ -117,6 +117,22 @@ TEST_F(WorkerDeath, WhatWasPublishedBeforeTheDeathIsDelivered) {
   }
 }
 
+TEST_F(WorkerDeath, BytesCountedButNeverPublishedDoNotStayOutstanding) {
+  PoolOptions options;
+  options.manager.worker_count = 1;
+  Pool pool(options);
+  Ledger ledger(10, true);
+  pool.run(
+      0, 10, true,
+      [](std::uint64_t position) {
+        return Order{position == 4 ? Act::kDieHavingCounted : Act::kMake, 0, 4096, 0};
+      },
+      [&](const Element& element) { ledger.take(element); });
+  ledger.check();
+  EXPECT_EQ(pool.manager().stats().restarts, 1U);
+  EXPECT_EQ(pool.manager().stats().outstanding_bytes, 0U);
+}
+
 TEST_F(WorkerDeath, WithoutRestartsExactlyTheLostJobIsReported) {
   PoolOptions options;
   options.manager.restart_workers = false;

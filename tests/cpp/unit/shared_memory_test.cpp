@@ -30,10 +30,11 @@ std::string link_target(int fd) {
 }
 
 TEST(SharedMemory, CostsNothingUntilItIsTouched) {
-  const FileDescriptor fd = create_shared_memory("stook-test", std::uint64_t{1} << 40);
-  const Mapping memory(fd.get(), std::uint64_t{1} << 40, Access::kReadWrite);
+  constexpr std::uint64_t kHuge = std::uint64_t{1} << 36;
+  const FileDescriptor fd = create_shared_memory("stook-test", kHuge);
+  const Mapping memory(fd.get(), kHuge, Access::kReadWrite);
   EXPECT_EQ(backed_bytes(fd.get()), 0U);
-  memory.data()[std::uint64_t{1} << 39] = std::byte{1};
+  memory.data()[kHuge / 2] = std::byte{1};
   EXPECT_EQ(backed_bytes(fd.get()), kPageBytes);
 }
 
