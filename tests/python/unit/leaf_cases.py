@@ -146,6 +146,16 @@ def _shared_with_object() -> Any:
     return {"object": Custom(array=array, inner=inner), "array": array, "inner": inner}
 
 
+def _array_shared_with_object() -> Any:
+    array = _count("f8")
+    return {"object": Custom(array=array), "array": array}
+
+
+def _container_shared_with_object() -> Any:
+    inner = [1, 2]
+    return [Custom(inner=inner), inner]
+
+
 def _shared_within_objects() -> Any:
     array = _count("f8")
     shared = Custom(array=array)
@@ -358,6 +368,8 @@ SHARED: dict[str, Callable[[], Any]] = {
     "one-array-twice": lambda: (lambda array: (array, array))(_count("i4")),
     "shared-containers": _shared_containers,
     "shared-with-object": _shared_with_object,
+    "array-shared-with-object": _array_shared_with_object,
+    "container-shared-with-object": _container_shared_with_object,
     "shared-within-objects": _shared_within_objects,
     "object-array-that-shares": _object_array_that_shares,
     "views-of-one-base": _views_of_one_base,
