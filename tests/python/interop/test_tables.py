@@ -54,6 +54,7 @@ def test_a_data_frame_is_an_element(make: Any, rows: int) -> None:
 
 
 def test_a_series_within_an_element_does_not_keep_its_array_from_moving() -> None:
+    pandas()  # skips
     with loader([5000], _beside) as elements:
         (got,) = elements
         stats = elements.stats()
@@ -67,6 +68,7 @@ def _beside(rows: int) -> Any:
 
 
 def test_values_of_a_data_frame_do_not_change_with_it() -> None:
+    pandas()
     with loader([3, 4], _values) as elements:
         first, second = elements
     assert first.tolist() == second.tolist() == np.arange(20_000.0).reshape(5000, 4).tolist()
