@@ -319,6 +319,20 @@ def test_an_array_that_outlives_its_job_in_the_worker_is_copied_later(courier: C
     assert np.array_equal(got, np.arange(SIZE))
 
 
+def test_an_array_that_is_made_between_jobs_is_copied(courier: Courier) -> None:
+    courier.call(Late)
+    got = courier.call(_recall)
+    assert (courier.stats.moved, courier.stats.copied) == (0, 1)
+    assert np.array_equal(got, np.arange(SIZE))
+
+
+class Late:
+    """Makes an array when the worker drops it, which is after it was sent."""
+
+    def __del__(self) -> None:
+        _remembered.append(np.arange(SIZE))
+
+
 _remembered: list[Any] = []
 
 
