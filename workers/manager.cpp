@@ -216,6 +216,12 @@ void Manager::close() noexcept {
   if (server_pidfd_.is_open() && (!has_workers || !wait_for_end(server_pidfd_.get(), 5000))) {
     kill_by_pidfd(server_pidfd_.get(), SIGKILL);
   }
+  // What an import in it has started, too. Until it is reaped the group's number is its own; user
+  // code that waits for every child may have reaped it.
+  siginfo_t info{};
+  if (::waitid(P_PID, static_cast<id_t>(server_), &info, WEXITED | WNOHANG | WNOWAIT) == 0) {
+    ::kill(-server_, SIGKILL);
+  }
   while (::waitpid(server_, nullptr, 0) < 0 && errno == EINTR) {
   }
   for (WorkerRecord& worker : workers_) {
