@@ -44,6 +44,7 @@ TEST_F(PoolEnd, CloseEndsEveryProcessAndKeepsWhatIsHeld) {
   pool.run(
       0, 20, true, [](std::uint64_t) { return Order{}; },
       [&](Element element) { kept.push_back(std::move(element)); });
+  until_started(pool, 20);
   const std::vector<pid_t> pids = pool.manager().worker_pids();
   ASSERT_EQ(pids.size(), 2U);
   pool.manager().close();

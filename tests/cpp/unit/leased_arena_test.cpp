@@ -56,7 +56,9 @@ class LeasedArenaTest : public ::testing::Test {
         observer_(std::make_shared<CountingObserver>()),
         arena_(LeasedArena::open(fd_.get(), layout_, observer_)) {}
   ~LeasedArenaTest() override {
-    if (arena_ != nullptr) arena_->drop_reference();
+    if (arena_ == nullptr) return;
+    for (BlockId id = 0; arena_->held_blocks() != 0; ++id) arena_->release(id);
+    arena_->drop_reference();
   }
 
   std::uint64_t offset(BlockId id) const { return layout_.first_block_offset() + id * kPageBytes; }
