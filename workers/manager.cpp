@@ -112,6 +112,7 @@ void Manager::spawn(std::uint32_t index) {
   worker.has_published = false;
   worker.alive = true;
   worker.pid = 0;
+  ++unannounced_;
   const int fds[] = {fd.get(), channel_->bell(index)};
   const Message request{MessageType::kSpawn, index, worker.incarnation, 0, 0, 0};
   if (!send_message(socket_.get(), request, fds) && broken_.empty()) {

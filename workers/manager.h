@@ -207,6 +207,7 @@ class Manager {
   std::uint64_t leased_bytes_ = 0;
   std::uint64_t ready_bytes_ = 0;  // leased by elements not yet taken
   std::uint64_t restarts_ = 0;
+  std::uint32_t unannounced_ = 0;  // workers asked for, of whose birth nothing was heard yet
   std::uint32_t startup_deaths_ = 0;
   std::uint64_t oom_kills_ = 0;
   std::optional<Outcome> startup_error_;

@@ -52,6 +52,7 @@ void Manager::handle_messages() {
     switch (message.type) {
       case MessageType::kSpawned:
         worker.pid = message.pid;
+        --unannounced_;
         if (!received.fds.empty()) worker.pidfd = std::move(received.fds.front());
         break;
       case MessageType::kExited:

@@ -20,6 +20,8 @@ std::span<const BlockRef> block_refs(const std::byte* bytes, std::uint32_t count
 
 Manager::State Manager::poll(bool ordered) {
   ordered_ = ordered;
+  // While workers start, elements may come without a sleep that would hear of it.
+  if (unannounced_ != 0 && broken_.empty()) handle_messages();
   if (awaited_is_ready(ordered) || startup_error_) return State::kReady;
   if (produced_ == delivered_) {
     if (!broken_.empty()) fail_broken(broken_);

@@ -116,6 +116,10 @@ class WorkerFunctions:
             random.seed()
             if "numpy.random" in sys.modules:
                 sys.modules["numpy.random"].seed()
+        if "torch" in sys.modules:
+            # The same holds for torch's generator, which no job seeds. (Not `seed()`: that would
+            # initialize CUDA's as well.)
+            sys.modules["torch"].default_generator.seed()
         if self._init is not None:
             self._init(index, count)
         assert self._task is not None

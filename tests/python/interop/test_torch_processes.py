@@ -226,3 +226,13 @@ def test_unchanged_weights_keep_the_workers_and_changed_ones_arrive() -> None:
     assert first == second
     assert third[0] not in {pid for pid, _, _ in first}
     assert third[1:] == (10_000.0, 15_000.0)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_workers_draw_different_numbers_from_torch(seed: int | None) -> None:
+    def draw(index: int) -> float:
+        return float(torch.rand(1, dtype=torch.float64))
+
+    with loader(range(200), draw, num_workers=2, seed=seed) as elements:
+        drawn = list(elements)
+    assert len(set(drawn)) == len(drawn)
