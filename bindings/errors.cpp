@@ -31,6 +31,26 @@ void set_python_error(const shm::Error& error) {
   }
 }
 
+OwnedRef take_exception() {
+#if PY_VERSION_HEX >= 0x030C0000
+  return OwnedRef(PyErr_GetRaisedException());
+#else
+  PyObject* type = nullptr;
+  PyObject* value = nullptr;
+  PyObject* traceback = nullptr;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyErr_NormalizeException(&type, &value, &traceback);
+  if (value != nullptr && traceback != nullptr) PyException_SetTraceback(value, traceback);
+  Py_XDECREF(type);
+  Py_XDECREF(traceback);
+  return OwnedRef(value);
+#endif
+}
+
+void raise_exception(PyObject* exception) {
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception)), exception);
+}
+
 void register_errors(py::module_&) {
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {

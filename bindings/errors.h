@@ -12,6 +12,13 @@ void set_python_error(const shm::Error& error);
 // Sets an exception of stook.errors by name. Requires GIL.
 void set_stook_error(const char* name, const char* message);
 
+// The exception that is set, normalized and with its traceback, which is cleared; or nothing.
+// Requires GIL.
+OwnedRef take_exception();
+
+// Sets an exception object as the Python error. Requires GIL.
+void raise_exception(PyObject* exception);
+
 // As set_python_error, for functions bound with pybind11.
 void register_errors(py::module_& module);
 

@@ -70,32 +70,12 @@ void produce_from_plan(Iterator* self) {
   }
 }
 
-PyObject* take_error() {
-#if PY_VERSION_HEX >= 0x030C0000
-  return PyErr_GetRaisedException();
-#else
-  PyObject* type = nullptr;
-  PyObject* value = nullptr;
-  PyObject* traceback = nullptr;
-  PyErr_Fetch(&type, &value, &traceback);
-  PyErr_NormalizeException(&type, &value, &traceback);
-  if (traceback != nullptr) PyException_SetTraceback(value, traceback);
-  Py_XDECREF(type);
-  Py_XDECREF(traceback);
-  return value;
-#endif
-}
-
-void raise(PyObject* exception) {
-  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception)), exception);
-}
-
 // An item that cannot be sent: its error takes the way of the results, and so its place in the
 // order.
 bool encode_failed_item(Iterator* self, OwnedRef& bytes, workers::JobOrder& order) {
-  const OwnedRef exception(take_error());
+  const OwnedRef exception = take_exception();
   if (!exception || PyErr_GivenExceptionMatches(exception.get(), PyExc_KeyboardInterrupt)) {
-    if (exception) raise(exception.get());
+    if (exception) raise_exception(exception.get());
     return false;
   }
   bytes.reset(PyObject_CallMethod(self->pool->functions.ptr(), "encode_unsendable", "OK",
@@ -125,7 +105,7 @@ bool produce_from_python(Iterator* self) {
       self->jobs_done = false;
       return false;
     }
-    self->source_error = take_error();
+    self->source_error = take_exception().release();
     return true;
   }
   unsigned long long epoch = 0;
@@ -151,7 +131,7 @@ bool produce_from_python(Iterator* self) {
       const OwnedRef error(
           PyObject_CallMethod(self->pool->functions.ptr(), "exhausted_error", "K",
                               static_cast<unsigned long long>(encoder.requested_bytes())));
-      if (error) raise(error.get());
+      if (error) raise_exception(error.get());
       failed = true;
       break;
     }
@@ -225,7 +205,7 @@ PyObject* deliver(Iterator* self, const TakenOutcome& taken) {
         static_cast<Py_ssize_t>(taken.payload.size()), outcome.worker, position));
     if (startup) pool.close();
   }
-  if (error) raise(error.get());
+  if (error) raise_exception(error.get());
   return nullptr;
 }
 
@@ -362,7 +342,7 @@ PyObject* iterator_next(PyObject* object) {
       if (!done) return nullptr;
       if (self->source_error != nullptr) {
         const OwnedRef error(std::exchange(self->source_error, nullptr));
-        raise(error.get());
+        raise_exception(error.get());
       }
       return nullptr;
     }

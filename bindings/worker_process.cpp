@@ -53,23 +53,6 @@ class ArenaBlocks : public BlockSource {
   workers::WorkerArena& arena_;
 };
 
-// The exception that is set, normalized, or nullptr.
-OwnedRef take_exception() {
-#if PY_VERSION_HEX >= 0x030C0000
-  return OwnedRef(PyErr_GetRaisedException());
-#else
-  PyObject* type = nullptr;
-  PyObject* value = nullptr;
-  PyObject* traceback = nullptr;
-  PyErr_Fetch(&type, &value, &traceback);
-  PyErr_NormalizeException(&type, &value, &traceback);
-  if (value != nullptr && traceback != nullptr) PyException_SetTraceback(value, traceback);
-  Py_XDECREF(type);
-  Py_XDECREF(traceback);
-  return OwnedRef(value);
-#endif
-}
-
 // The error payload for the exception that is set, which is cleared.
 std::string encode_exception(const WorkerFunctions& functions) {
   const OwnedRef exception = take_exception();

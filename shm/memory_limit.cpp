@@ -218,7 +218,7 @@ std::uint64_t MemoryLimits::machine_memory() const {
   if (const auto total = find_number(read_text(proc_ + "/meminfo"), "MemTotal:")) {
     memory = *total;
   } else {
-    struct ::sysinfo info {};
+    struct ::sysinfo info{};
     if (::sysinfo(&info) == 0) memory = std::uint64_t{info.totalram} * info.mem_unit;
   }
   for (const Group& group : groups()) {
@@ -246,7 +246,7 @@ std::uint64_t MemoryLimits::memory_left() const {
     left = add(*free, subtract(find_number(meminfo, "Cached:").value_or(0),
                                find_number(meminfo, "Shmem:").value_or(0)));
   } else {
-    struct ::sysinfo info {};
+    struct ::sysinfo info{};
     if (::sysinfo(&info) == 0) left = std::uint64_t{info.freeram} * info.mem_unit;
   }
 

@@ -24,7 +24,7 @@ from ._parent import ParentFunctions
 from ._pickling import dump_for_workers, track_classes, users_stacklevel, warn_of_large
 from ._surroundings import Surroundings, thread_variables
 from ._task import LoaderTask
-from ._worker import limit_library_threads
+from ._thread_limits import limit_library_threads
 from .errors import StookError
 from .options import MultiprocessingOptions
 from .stats import LoaderStats

@@ -7,7 +7,7 @@ import itertools
 import secrets
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +15,7 @@ from . import _core
 from ._inline import InlinePool
 from ._iterator import LoaderIterator
 from ._progress import ProgressIterator, import_tqdm
+from ._source import is_iterator, random_access_length
 from ._task import LoaderTask
 from .errors import StookError
 from .options import MultiprocessingOptions, _shown, check_bool, check_int
@@ -23,7 +24,6 @@ from .stats import LoaderStats
 __all__ = ["DataLoader", "LoaderIterator"]
 
 _OWNER = "DataLoader"
-_MAX_LENGTH = 1 << 62
 
 
 class DataLoader:
@@ -139,14 +139,14 @@ class DataLoader:
     # ---- the source ------------------------------------------------------------------------------
 
     def _set_source(self, source: Any) -> None:
-        length = _random_access_length(source)
+        length = random_access_length(source, _OWNER)
         if length is None:
             if self._shuffle:
                 raise ValueError(
                     f"{_OWNER}: shuffle=True needs a source with __len__ and __getitem__, got"
                     f" {_shown(source)}; pass a list, or shuffle where the items come from"
                 )
-            if _is_iterator(source) and self._num_epochs != 1:
+            if is_iterator(source) and self._num_epochs != 1:
                 raise ValueError(
                     f"{_OWNER}: the source {_shown(source)} is an iterator, which can be run"
                     f" through once, and num_epochs={self._num_epochs} needs one that starts anew"
@@ -198,7 +198,7 @@ class DataLoader:
     def __iter__(self) -> LoaderIterator:
         with self._lock:
             self._check_open("iterating")
-            if self._length is None and _is_iterator(self._source):
+            if self._length is None and is_iterator(self._source):
                 if self._source_used:
                     raise StookError(
                         f"{_OWNER}: the source {_shown(self._source)} is an iterator and was run"
@@ -431,73 +431,4 @@ def _check_transform(transform: Any) -> tuple[Callable[[Any], Any], ...]:
     raise TypeError(
         f"{_OWNER}: transform must be None, a callable, or a list or tuple of callables, got"
         f" {_shown(transform)}"
-    )
-
-
-def _is_iterator(source: Any) -> bool:
-    """True for what can be run through once: generators, open files, `map` objects."""
-    return isinstance(source, Iterator)
-
-
-def _random_access_length(source: Any) -> int | None:
-    """The length of a source that is indexed, or `None` for an iterable.
-
-    Raises:
-      TypeError: It is neither, or a kind of object whose items are a guess.
-    """
-    kind = type(source)
-    if isinstance(source, (str, bytes, bytearray)):
-        raise TypeError(
-            f"{_OWNER}: the source is one {kind.__name__}, {_shown(source)}; pass a list of items"
-            f" (for a single one: [{_shown(source)}])"
-        )
-    _refuse_tables(source)
-    if isinstance(source, Mapping) or (hasattr(kind, "keys") and hasattr(kind, "__getitem__")):
-        raise TypeError(
-            f"{_OWNER}: the source is a mapping, a {kind.__name__}, whose keys are not 0..n-1; pass"
-            " list(source.values()), or list(source.items()) for pairs of key and value"
-        )
-    if hasattr(kind, "__getitem__") and hasattr(kind, "__len__") and not _is_torch_iterable(kind):
-        try:
-            length = len(source)
-        except TypeError as error:  # an array of shape (), for instance
-            raise TypeError(f"{_OWNER}: the source has no length: {error}") from error
-        if length > _MAX_LENGTH:
-            raise ValueError(f"{_OWNER}: the source has {length} items, more than 2**62")
-        return length
-    if hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
-        return None
-    raise TypeError(
-        f"{_OWNER}: the source must have __len__ and __getitem__, or be an iterable, got"
-        f" {_shown(source)}"
-    )
-
-
-def _refuse_tables(source: Any) -> None:
-    """Data frames are indexed by label and iterated by column: no item of theirs is a row."""
-    for kind in type(source).__mro__:
-        library = kind.__module__.partition(".")[0]
-        if library in ("pandas", "modin", "cudf") and kind.__name__ == "Series":
-            raise TypeError(
-                f"{_OWNER}: the source is a {library} Series, which is indexed by label; pass"
-                " source.to_numpy() or source.tolist()"
-            )
-        if kind.__name__ in ("DataFrame", "LazyFrame") or (
-            library == "pyarrow" and kind.__name__ in ("Table", "RecordBatch")
-        ):
-            rows = {
-                "polars": "source.to_dicts()",
-                "pyarrow": "source.to_pylist()",
-            }.get(library, 'source.to_dict("records")')
-            raise TypeError(
-                f"{_OWNER}: the source is a {library} {kind.__name__}, whose items are columns;"
-                f" pass a list of its rows, such as {rows}"
-            )
-
-
-def _is_torch_iterable(kind: type) -> bool:
-    """True for torch's IterableDataset: its `__getitem__` raises, and it may have a length."""
-    return any(
-        base.__name__ == "IterableDataset" and base.__module__.startswith("torch.")
-        for base in kind.__mro__
     )

@@ -141,10 +141,10 @@ class Engine {
   Engine(const Build& build, const Options& options)
       : build_(build),
         options_(options),
-        arena_(static_cast<std::byte*>(::operator new (kArenaBytes, std::align_val_t{4096}))) {
+        arena_(static_cast<std::byte*>(::operator new(kArenaBytes, std::align_val_t{4096}))) {
     for (auto& stack : stacks_) stack = std::make_unique<std::byte[]>(kStackBytes);
   }
-  ~Engine() { ::operator delete (arena_, std::align_val_t{4096}); }
+  ~Engine() { ::operator delete(arena_, std::align_val_t{4096}); }
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 

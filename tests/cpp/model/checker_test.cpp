@@ -184,9 +184,8 @@ TEST(Checker, StoresOfTwoThreadsMayBeOrderedAgainstProgramOrder) {
         if (released) ModelAtomics::fence(Order::seq_cst);
         x->store(2, Order::relaxed);
       });
-      scenario.finally([=, &seen] {
-        seen.insert({x->load(Order::relaxed), y->load(Order::relaxed)});
-      });
+      scenario.finally(
+          [=, &seen] { seen.insert({x->load(Order::relaxed), y->load(Order::relaxed)}); });
     });
     ASSERT_TRUE(report.passed()) << report;
     EXPECT_EQ(seen.count({1, 1}), released ? 0u : 1u);
@@ -213,9 +212,8 @@ TEST(Checker, IndependentReadsOfIndependentWrites) {
       scenario.thread("writes y", [=] { y->store(1, Order::release); });
       scenario.thread("reads x, y", [=] { read(x, y, 0); });
       scenario.thread("reads y, x", [=] { read(y, x, 2); });
-      scenario.finally([=, &opposite] {
-        opposite |= *result == std::array<std::uint32_t, 4>{1, 0, 1, 0};
-      });
+      scenario.finally(
+          [=, &opposite] { opposite |= *result == std::array<std::uint32_t, 4>{1, 0, 1, 0}; });
     });
     ASSERT_TRUE(report.passed()) << report;
     EXPECT_EQ(opposite, !fenced);

@@ -34,6 +34,7 @@ LOW_LEVEL = {"ctypes", "mmap", "multiprocessing.shared_memory", "_posixshmem"}
 # Who may nevertheless, and for what: the reason has nothing to do with shared memory.
 EXCUSED = {
     "python/stook/_random.py": {"ctypes"},  # the state of NumPy's own generator, set in one copy
+    "python/stook/_thread_limits.py": {"ctypes"},  # setters of libraries that are already loaded
 }
 
 CPP = files(".h", ".cpp")
