@@ -1,4 +1,4 @@
-"""How many threads the libraries of a worker use, of those that were loaded before it was forked."""
+"""How many threads the libraries use that were loaded before a worker was forked."""
 
 from __future__ import annotations
 
