@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from process_loader import each_method
+from process_loader import each_method, made
 
 from conftest import RunPython
+from stook import _processes
 
 # A module's own level, without a guard.
 SCRIPT = """
@@ -145,6 +146,22 @@ def test_forking_beside_threads_is_warned_about_at_the_users_line(run_python: Ru
         thread.join()
         """
     ).check()
+
+
+def test_forking_with_cuda_initialized_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Initializing CUDA opens the device.
+    (tmp_path / "3").symlink_to("/dev/null")
+    assert not _processes._cuda_initialized(str(tmp_path))
+    (tmp_path / "4").symlink_to("/dev/nvidia0")
+    assert _processes._cuda_initialized(str(tmp_path))
+    monkeypatch.setattr(_processes, "_cuda_initialized", lambda: True)
+    with made("fork", [1, 2], abs) as loader:
+        with pytest.raises(RuntimeError, match=r"CUDA.*use start_method='forkserver'"):
+            iter(loader)
+    with made("forkserver", [1, -2], abs) as loader:
+        assert list(loader) == [1, 2]
 
 
 # ---- what workers see ----------------------------------------------------------------------------
