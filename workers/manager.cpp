@@ -128,10 +128,14 @@ bool Manager::slot_is_free(std::uint64_t job) {
   const std::uint64_t earlier = job - capacity;
   const auto stale = stale_.find(earlier);
   if (stale == stale_.end()) return true;
-  // Given up while a worker runs it: the slot is free once the worker has copied the payload.
-  // SYNC(jobs.taken): released in Worker::take_payload, acquired here.
-  const WorkerCell& cell = channel_->control().cell(stale->second.worker);
-  return cell.taken_job.load(std::memory_order_acquire) >= earlier + 1;
+  // Given up while a worker runs it: the slot is free once the worker has copied the payload. If
+  // the worker took another job since, this one's result is there. SYNC(jobs.taken): released in
+  // Worker::take_payload, acquired here.
+  const std::uint32_t worker = stale->second.worker;
+  const WorkerCell& cell = channel_->control().cell(worker);
+  if (cell.taken_job.load(std::memory_order_acquire) == earlier + 1) return true;
+  drain(worker);
+  return stale_.find(earlier) == stale_.end();
 }
 
 bool Manager::can_produce() {

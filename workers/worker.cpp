@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -114,19 +115,17 @@ void Worker::take_payload(std::uint64_t number, Job& job) {
   job.epoch = slot.epoch;
   job.position = slot.position;
   job.kind = slot.kind;
+  const std::uint64_t bytes = slot.payload_bytes;
+  const std::uint64_t refs = slot.block_count * sizeof(BlockRef);
   const std::byte* payload = nullptr;
   if (slot.external_offset != 0) {
     payload = arguments_.data() + slot.external_offset;
   } else {
-    payload_.resize(slot.payload_bytes);
-    if (slot.payload_bytes != 0) {
-      std::memcpy(payload_.data(), slot.payload, slot.payload_bytes);
-    }
+    payload_.assign(slot.payload, slot.payload + std::min(bytes, kJobInlineBytes));
     payload = payload_.data();
   }
-  const std::uint64_t refs = slot.block_count * sizeof(BlockRef);
-  job.blocks = {reinterpret_cast<const BlockRef*>(payload), slot.block_count};
-  job.payload = {payload + refs, slot.payload_bytes - refs};
+  job.blocks = {reinterpret_cast<const BlockRef*>(payload), refs / sizeof(BlockRef)};
+  job.payload = {payload + refs, bytes - refs};
   // SYNC(jobs.taken): released here, acquired in Manager::slot_is_free, so that the parent may
   // reuse the slot of a job that was given up while this worker runs it.
   control_.cell(birth_.index).taken_job.store(number + 1, std::memory_order_release);
