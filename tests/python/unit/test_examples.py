@@ -116,6 +116,7 @@ def test_photographs_of_installed_packages_are_found() -> None:
     assert all(Path(path).read_bytes().startswith(b"\xff\xd8") for path in found)
 
 
+@pytest.mark.leaves("BLAS keeps the threads of its first product", "threads")
 def test_network_learns_a_batch_by_heart() -> None:
     network = example_module("network").Network()
     draw = np.random.default_rng(1)
