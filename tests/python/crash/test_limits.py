@@ -114,8 +114,8 @@ for limit in range(highest + 1, highest + 60):
         outcomes.append("refused")
     if outcomes[-5:] == ["works"] * 5:
         break
-first = outcomes.index("works")
-assert first > 5 and set(outcomes[first:]) == {"works"}, outcomes
+# In between it depends on how many workers have announced themselves when the pass is over.
+assert outcomes[:5] == ["refused"] * 5 and outcomes[-5:] == ["works"] * 5, outcomes
 print(sorted(set(outcomes)), len(os.listdir("/proc/self/fd")) <= highest + 1)
 """,
         method,
