@@ -132,6 +132,12 @@ TEST_F(SocketTest, DescriptorsLostForWantOfRoomAreAnErrorThatSaysSo) {
               ::close(next);
               shm::FileDescriptor last(::dup(0));
               last.reset();
+              // The undefined-behaviour sanitizer opens a pipe when it first sees a type's objects.
+              try {
+                throw Error(shm::ErrorCode::kSystem, "no room for that pipe later", EMFILE);
+              } catch (const Error& error) {
+                if (error.system_errno() != EMFILE) return 5;
+              }
               if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) return 1;
               try {
                 Received received{};
