@@ -362,6 +362,8 @@ def test_200_passes_are_steady(method: str, leave: bool) -> None:
                         break
 
         go_through(20)
+        while len(loader._pool._core.worker_pids) < 2:  # not both have announced themselves
+            go_through(1)
         gc.collect()
         before, memory = own_numbers(), {pid: resident(pid) for pid in (*pids, os.getpid())}
         go_through(180)
