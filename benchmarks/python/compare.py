@@ -27,6 +27,7 @@ from report import HERE, ROOT, Run, conditions_table, last_json, spread, table, 
 from works import PHOTOS, WORKS
 
 LIMIT = "limit"
+FAILURE_LINES = 20  # of what a failed measurement printed
 TITLES = {LIMIT: "the limit: C++ threads", **{name: peer.title for name, peer in PEERS.items()}}
 DEFAULT_PEERS = [LIMIT, *(name for name in PEERS if name != "grain-threads")]
 
@@ -172,7 +173,8 @@ def measure(
             return
         figure = answer["us_per_element"]
     else:
-        reason = (err.strip().splitlines() or ["no message"])[-1]
+        # What some peers print at the end is about the traceback above it: keep the lot.
+        reason = "\n".join(err.strip().splitlines()[-FAILURE_LINES:]) or "no message"
         results.failed.setdefault(what, []).append(f"status {status}: {reason}")
     results.times.setdefault((setting, consumer, peer), []).append(figure)
 
@@ -198,8 +200,8 @@ def consumers_of(work: str) -> list[str]:
     return ["touch", "read"] if work in ("array", "dict", "batch") else ["touch"]
 
 
-def run_all(args: argparse.Namespace) -> Results:
-    results = Results()
+def run_all(args: argparse.Namespace, results: Results) -> None:
+    """Measures round by round into ``results``, so that a run that is ended early leaves them."""
     present = skip_what_is_missing(args, results)
     plan = [
         (setting, consumer, [p for p in peers if p in present])
@@ -219,7 +221,6 @@ def run_all(args: argparse.Namespace) -> Results:
                 if peer == LIMIT and not WORKS[setting.work].marked:
                     continue
                 measure(results, peer, setting, consumer, args)
-    return results
 
 
 def measured(values: list[float]) -> list[float]:
@@ -274,7 +275,10 @@ def markdown(results: Results, conditions: dict[str, Any], args: argparse.Namesp
     if "stook" in args.peers and "Stook" not in results.skipped:
         parts.append(claims_table(results))
     skipped = [f"- {what}: {why}" for what, why in results.skipped.items()]
-    failed = [f"- {what}: {'; '.join(why)}" for what, why in results.failed.items()]
+    failed = [
+        f"- {what}, {len(why)} times; the last time:\n\n```\n{why[-1]}\n```"
+        for what, why in results.failed.items()
+    ]
     parts.append("\n".join([f"## Skipped: {len(skipped)}\n", *skipped]))
     parts.append("\n".join([f"## Failed: {len(failed)}\n", *failed]))
     return "\n\n".join(parts)
@@ -344,9 +348,20 @@ def main(argv: list[str] | None = None) -> None:
             "photos": args.photos,
         }
     )
-    results = run_all(args)
+    results = Results()
+    # Ended early by Ctrl-C or SIGTERM, it still says what it found.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ended_early = False
+    try:
+        run_all(args, results)
+    except KeyboardInterrupt:
+        ended_early = True
     conditions = run.conditions()
+    if ended_early:
+        conditions["ended early"] = "not all rounds are complete"
     write(args.out, markdown(results, conditions, args), as_data(results, conditions))
+    if ended_early:
+        sys.exit("compare: ended early; what is above was measured until then")
     if results.failed:
         sys.exit(f"compare: {len(results.failed)} failed: {json.dumps(results.failed)}")
 

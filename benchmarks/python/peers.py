@@ -104,7 +104,10 @@ def grain_with(read_options: dict[str, int]) -> Callable[..., AbstractContextMan
     @contextmanager
     def grain_prefetch(work: Work, workers: int, buffer: int) -> Iterator[Elements]:
         import grain
+        from absl import flags
 
+        # Grain's workers look at absl's flags, which only absl.app.run would have parsed.
+        flags.FLAGS.mark_as_parsed()
         data = grain.MapDataset.range(ENDLESS).map(work.element or work.make)
         data = data.to_iter_dataset(grain.ReadOptions(**read_options))
         if work.element:
