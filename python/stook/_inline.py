@@ -6,13 +6,13 @@ know which of the two it has.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ._iterator import LoaderIterator
+from ._locks import renew_lock_in_child
 from ._task import BoundTask, LoaderTask
 from .errors import StookError
 from .stats import LoaderStats
@@ -60,6 +60,8 @@ class InlinePool:
 class InlineIterator(LoaderIterator):
     """Each `next()` makes its element then and there."""
 
+    _lock: Any  # see _locks.py
+
     def __init__(self, jobs: Iterator[Any], run: BoundTask, totals: _Counts) -> None:
         # None when the pass is over.
         self._work: tuple[Iterator[Any], BoundTask] | None = (jobs, run)
@@ -68,7 +70,7 @@ class InlineIterator(LoaderIterator):
         self._totals = totals
         self._loader: Any = None  # held while the pass goes on, as `for x in DataLoader(...)` needs
         # Threads may share one iterator, as they may with worker processes.
-        self._lock = threading.RLock()
+        renew_lock_in_child(self)
 
     def __next__(self) -> Any:
         with self._lock:

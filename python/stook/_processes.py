@@ -19,6 +19,7 @@ from typing import Any
 
 from . import _core, _server
 from ._iterator import LoaderIterator
+from ._locks import renew_lock_in_child
 from ._log_channel import LogReceiver
 from ._parent import ParentFunctions
 from ._pickling import dump_for_workers, track_classes, users_stacklevel, warn_of_large
@@ -68,6 +69,8 @@ class ProcessIterator(_core.ResultIterator, LoaderIterator):  # type: ignore[mis
 class ProcessPool:
     """The worker processes of one loader."""
 
+    _lock: Any  # see _locks.py
+
     def __init__(self, task: LoaderTask, options: MultiprocessingOptions) -> None:
         self._task = task
         self._options = options
@@ -76,7 +79,7 @@ class ProcessPool:
         self._functions_sent = b""
         self._base = LoaderStats()  # of processes that were replaced
         self._forked = False
-        self._lock = threading.RLock()
+        renew_lock_in_child(self)
         self._start()
         _pools.add(self)
 
@@ -285,7 +288,6 @@ class ProcessPool:
 
     def _forget(self) -> None:
         """In a forked child: processes and descriptors are its parent's, and stay with it."""
-        self._lock = threading.RLock()  # another thread of the parent may have held it
         core, self._core = self._core, None
         self._forked = True
         if core is not None:
