@@ -2,7 +2,8 @@
 
 Elements go to whichever worker is free, so a seed per worker would make augmentation depend on
 timing. Instead `random` and NumPy's global generator are seeded anew for each element from (seed,
-epoch, position): the same draws for any number of workers, and again after a restart.
+epoch, position): the same draws for any number of workers, and again after a restart. So is torch's
+generator for the CPU, where torch has been imported, for its users' augmentations draw from it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import ctypes
 import random
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["isolated", "mix", "seeder"]
+__all__ = ["isolated", "mix", "seeder", "torch_generator"]
 
 _MASK = (1 << 64) - 1
 
@@ -31,7 +33,7 @@ def mix(value: int) -> int:
 
 
 def seeder(seed: int) -> Callable[[int, int], None]:
-    """Returns `reseed(epoch, position)`, which seeds both generators for one element.
+    """Returns `reseed(epoch, position)`, which seeds the generators for one element.
 
     `random` gets a 64-bit seed. NumPy's gets 32 bits, because its `seed` takes five times as long
     for anything longer; two elements in four billion share one.
@@ -60,8 +62,17 @@ def seeder(seed: int) -> Callable[[int, int], None]:
             # The program exchanged it; a worker that does not know of that would draw otherwise.
             numpy.set_bit_generator(standard(0))
         seed_numpy(low >> 32)
+        generator = torch_generator()
+        if generator is not None:
+            generator.manual_seed(low)
 
     return reseed
+
+
+def torch_generator() -> Any:
+    """Torch's generator for the CPU, or `None` where user code has not imported torch (so far)."""
+    # Half imported, in another thread, it has none yet.
+    return getattr(sys.modules.get("torch"), "default_generator", None)
 
 
 class _NumpyGenerator:
@@ -123,7 +134,7 @@ class _NumpyGenerator:
 
 
 def isolated(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `run` so that both global generators are afterwards as they were before.
+    """Wraps `run` so that the global generators are afterwards as they were before.
 
     With `num_workers=0` user code draws in the consumer's process. The consumer's own draws must
     not depend on the loader (they do not when it runs in workers), so its generators are put back
@@ -134,10 +145,14 @@ def isolated(run: Callable[..., Any]) -> Callable[..., Any]:
     def run_isolated(*args: Any) -> Any:
         python_state = random.getstate()
         numpy_state = numpy_generator.save()
+        torch = torch_generator()
+        torch_state = None if torch is None else torch.get_state()
         try:
             return run(*args)
         finally:
             random.setstate(python_state)
             numpy_generator.restore(numpy_state)
+            if torch is not None:
+                torch.set_state(torch_state)
 
     return run_isolated

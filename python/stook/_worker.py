@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from ._error_payload import encode_error
 from ._log_channel import send_records_to
 from ._pickling import pickle_dtype, pickle_objects, unpickle_dtype, unpickle_objects
+from ._random import torch_generator
 from ._thread_limits import limit_threads
 from .errors import ElementError, SharedMemoryExhausted
 from .worker_info import _set as set_worker_info
@@ -116,10 +117,9 @@ class WorkerFunctions:
             random.seed()
             if "numpy.random" in sys.modules:
                 sys.modules["numpy.random"].seed()
-        if "torch" in sys.modules:
-            # The same holds for torch's generator, which no job seeds. (Not `seed()`: that would
-            # initialize CUDA's as well.)
-            sys.modules["torch"].default_generator.seed()
+            torch = torch_generator()
+            if torch is not None:  # not torch.seed(): that would initialize CUDA's as well
+                torch.seed()
         if self._init is not None:
             self._init(index, count)
         assert self._task is not None

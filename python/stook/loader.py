@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import itertools
 import secrets
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -14,6 +13,7 @@ from typing import Any
 from . import _core
 from ._inline import InlinePool
 from ._iterator import LoaderIterator
+from ._locks import renew_lock_in_child
 from ._progress import ProgressIterator, import_tqdm
 from ._source import is_iterator, random_access_length
 from ._task import LoaderTask
@@ -54,9 +54,10 @@ class DataLoader:
       drop_remainder: Leave that shorter one out.
       collate: Makes an element of the list of a batch's items, instead of the assembling above.
       shuffle: Take the items in a different order every epoch. Needs a source that can be indexed.
-      seed: What the order and the random draws of user code depend on: `random` and NumPy's global
-        generator are seeded for each element from (seed, epoch, position). With `num_workers=0` the
-        generators are put back afterwards, so that the consumer's own draws are not disturbed.
+      seed: What the order and the random draws of user code depend on: `random`, NumPy's global
+        generator and (once torch is imported) torch's for the CPU are seeded for each element from
+        (seed, epoch, position). With `num_workers=0` the generators are put back afterwards, so
+        that the consumer's own draws are not disturbed.
         `None`: a different order each time, and the generators are left alone.
       num_epochs: Epochs in one pass; `None`: without end.
       ordered: `False` hands elements out as they finish.
@@ -78,6 +79,8 @@ class DataLoader:
       >>> len(loader)
       3
     """
+
+    _lock: Any  # see _locks.py
 
     def __init__(
         self,
@@ -129,7 +132,7 @@ class DataLoader:
         self._next_epoch = 0
         self._pass: _Pass | None = None
         self._iterator: weakref.ref[LoaderIterator] | None = None
-        self._lock = threading.RLock()
+        renew_lock_in_child(self)
         self._pool: Any = None
         self._pool_task: LoaderTask | None = None
         self._finalizer: Callable[[], Any] | None = None

@@ -236,3 +236,32 @@ def test_workers_draw_different_numbers_from_torch(seed: int | None) -> None:
     with loader(range(200), draw, num_workers=2, seed=seed) as elements:
         drawn = list(elements)
     assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize("method", ["forkserver", "fork"])
+@pytest.mark.filterwarnings("ignore:start_method='fork':RuntimeWarning")
+def test_torch_draws_by_seed_epoch_and_position(method: str) -> None:
+    def drawn(workers: int, seed: int | None) -> list[list[float]]:
+        options = {"start_method": method}
+        with loader(
+            range(20), _draw_from_torch, num_workers=workers, seed=seed, options=options
+        ) as elements:
+            return [list(elements) for _ in range(2)]
+
+    first, second = drawn(2, 7)
+    assert drawn(1, 7) == drawn(0, 7) == [first, second]
+    assert len({*first, *second}) == 40  # each element of each epoch draws its own
+    assert drawn(2, 8)[0] != first
+
+
+def _draw_from_torch(index: int) -> Any:
+    return torch.rand(3).sum().item() + index
+
+
+def test_the_consumers_draws_from_torch_are_not_disturbed() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(4).tolist()
+    torch.manual_seed(5)
+    with loader(range(3), _draw_from_torch, num_workers=0) as elements:
+        list(elements)
+    assert torch.rand(4).tolist() == expected
