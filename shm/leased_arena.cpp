@@ -1,6 +1,7 @@
 #include "shm/leased_arena.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <new>
 #include <utility>
 #include <vector>
@@ -8,6 +9,22 @@
 #include "shm/fork_guard.h"
 
 namespace stook::shm {
+
+// A block of a retired arena on its way back to the system, with the reference of its lease.
+class LeasedArena::Hole final : public Reclaimable {
+ public:
+  Hole(LeasedArena* arena, Extent extent) : arena_(arena), extent_(extent) {}
+  void reclaim() noexcept override {
+    arena_->punch(extent_.offset, extent_.bytes);
+    arena_->drop_reference();
+    delete this;
+  }
+  void reclaim_at_exit() noexcept override {}  // the system takes it
+
+ private:
+  LeasedArena* arena_;
+  Extent extent_;
+};
 
 LeasedArena* LeasedArena::open(int fd, const ArenaLayout& layout,
                                std::shared_ptr<ReleaseObserver> observer) {
@@ -48,13 +65,24 @@ void LeasedArena::release(BlockId id) noexcept {
   if ((before & bit) == 0) return;  // a second release changes nothing
   held_bytes_.fetch_sub(extent.bytes, std::memory_order_relaxed);
   held_blocks_.fetch_sub(1, std::memory_order_relaxed);
+  Hole* hole = nullptr;
   if (retired_.load(std::memory_order_seq_cst)) {
-    memory_.punch(extent.offset, round_up(extent.bytes, kPageBytes));
+    const Extent pages{extent.offset, round_up(extent.bytes, kPageBytes)};
+    if (reclaimer_has_threads()) hole = new (std::nothrow) Hole(this, pages);
+    if (hole == nullptr) punch(pages.offset, pages.bytes);
   } else {
     return_block(header().returned, id);
   }
   observer_->on_release(extent.bytes);
-  drop_reference();
+  if (hole != nullptr) {
+    submit_reclaim(hole);  // the lease's reference is its
+  } else {
+    drop_reference();
+  }
+}
+
+void LeasedArena::punch(std::uint64_t offset, std::uint64_t bytes) const noexcept {
+  if (!memory_.punch(offset, bytes)) count_reclaim_failure("punching an arena", errno);
 }
 
 void LeasedArena::retire() noexcept {
@@ -76,14 +104,14 @@ void LeasedArena::retire() noexcept {
   // Everything but the held blocks; the ring in front of the blocks is still read.
   std::uint64_t from = layout_.first_block_offset();
   for (const Extent& extent : held) {
-    if (extent.offset > from) memory_.punch(from, extent.offset - from);
+    if (extent.offset > from) punch(from, extent.offset - from);
     from = std::max(from, round_up(extent.offset + extent.bytes, kPageBytes));
   }
-  if (from < layout_.total_bytes) memory_.punch(from, layout_.total_bytes - from);
+  if (from < layout_.total_bytes) punch(from, layout_.total_bytes - from);
 }
 
 void LeasedArena::drop_reference() noexcept {
-  if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
+  if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) submit_reclaim(this);
 }
 
 }  // namespace stook::shm

@@ -1,7 +1,9 @@
 // The reader's side of an arena: which blocks it holds, and how it gives them back.
 //
 // Counted by reference: the manager holds one, every leased block holds one. The arena stays mapped
-// until the last lease is gone, whatever became of the worker, the manager or the loader.
+// until the last lease is gone, whatever became of the worker, the manager or the loader. What
+// takes time at the end, unmapping it and punching blocks of a dead worker, is a reclaim thread's
+// business where there is one (shm/reclaimer.h).
 #pragma once
 
 #include <atomic>
@@ -10,6 +12,7 @@
 
 #include "shm/arena.h"
 #include "shm/block_allocator.h"
+#include "shm/reclaimer.h"
 #include "shm/sparse_array.h"
 
 namespace stook::shm {
@@ -21,7 +24,7 @@ class ReleaseObserver {
   virtual void on_release(std::uint64_t bytes) noexcept = 0;
 };
 
-class LeasedArena {
+class LeasedArena final : private Reclaimable {
  public:
   // Maps the arena behind `fd` (the descriptor stays the caller's). Starts with one reference.
   static LeasedArena* open(int fd, const ArenaLayout& layout,
@@ -32,8 +35,9 @@ class LeasedArena {
   bool lease(BlockId id, std::uint64_t offset, std::uint64_t bytes) noexcept;
 
   // Gives a leased block back and drops its reference; `this` may be gone afterwards. Any thread,
-  // in any order, without the GIL; blocks only where the worker is dead (a punched hole) or starves
-  // (a ring). In a forked child of the process that leased it, it gives back nothing.
+  // in any order, without the GIL; blocks only where the worker is dead and no reclaim thread is
+  // there (a punched hole) or where it starves (a ring). In a forked child of the process that
+  // leased it, it gives back nothing.
   void release(BlockId id) noexcept;
 
   // The worker is dead: blocks go back to the system, not to it. Those still leased stay as they
@@ -53,11 +57,15 @@ class LeasedArena {
  private:
   LeasedArena(int fd, const ArenaLayout& layout, std::shared_ptr<ReleaseObserver> observer);
   ~LeasedArena() = default;
+  void reclaim() noexcept override { delete this; }
+  void reclaim_at_exit() noexcept override {}  // the system takes it
 
   struct Extent {
     std::uint64_t offset;
     std::uint64_t bytes;
   };
+  class Hole;
+  void punch(std::uint64_t offset, std::uint64_t bytes) const noexcept;
 
   Mapping memory_;
   ArenaLayout layout_;
