@@ -5,19 +5,43 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
 #include <functional>
 #include <set>
 #include <stdexcept>
 #include <string>
 
+#include "shm/segment_owner.h"
+
 namespace stook {
+
+// Gives this process a /dev/shm of its own, so that other programs' segments and sweeps do not
+// disturb. False where the system does not permit that.
+inline bool has_private_shared_memory() {
+  static const bool done = ::unshare(CLONE_NEWNS) == 0 &&
+                           ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+                           ::mount("tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777") == 0;
+  return done;
+}
+
+// A sweep that removes just so many segments. How many can be told only in a private /dev/shm.
+inline bool sweeps(std::uint64_t count) {
+  const std::uint64_t swept = shm::sweep_leftover_segments();
+  if (swept == count || !has_private_shared_memory()) return true;
+  std::fprintf(stderr, "%llu segments were swept\n", static_cast<unsigned long long>(swept));
+  return false;
+}
 
 inline bool segment_exists(const std::string& name) {
   return ::access(("/dev/shm/" + name).c_str(), F_OK) == 0;
