@@ -5,14 +5,17 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <fstream>
+#include <latch>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "shm/reclaimer.h"
 #include "tests/cpp/unit/child_process.h"
 #include "tests/cpp/unit/shared_pages.h"
 
@@ -281,6 +284,95 @@ TEST_F(LeasedArenaTest, AForkedChildReleasesNothing) {
   EXPECT_TRUE(all_bytes_are(data(5), kPageBytes, 0x5A));
   arena_->release(5);
   EXPECT_EQ(returned(), std::vector<BlockId>{5}) << "the parent's own lease was lost";
+}
+
+// A reclaim thread that is busy until told otherwise: what is submitted meanwhile stays queued.
+class BusyReclaimer {
+ public:
+  BusyReclaimer() {
+    configure_reclaimer(1, 1000);
+    submit_reclaim(&blocker_);
+    blocker_.entered.wait();
+  }
+  BusyReclaimer(const BusyReclaimer&) = delete;
+  BusyReclaimer& operator=(const BusyReclaimer&) = delete;
+  ~BusyReclaimer() {
+    if (!let_go_) go_on();
+    configure_reclaimer(0, 0);
+  }
+  bool go_on() {
+    blocker_.gate.count_down();
+    let_go_ = true;
+    return flush_reclaimer(std::chrono::seconds{60});
+  }
+
+ private:
+  struct Blocker final : Reclaimable {
+    std::latch entered{1};
+    std::latch gate{1};
+    void reclaim() noexcept override {
+      entered.count_down();
+      gate.wait();
+    }
+    void reclaim_at_exit() noexcept override {}
+  };
+  Blocker blocker_;
+  bool let_go_ = false;
+};
+
+TEST_F(LeasedArenaTest, AReclaimThreadUnmapsItAfterTheLastLease) {
+  BusyReclaimer reclaimer;
+  ASSERT_TRUE(lease(1));
+  LeasedArena* arena = arena_;
+  arena_ = nullptr;
+  arena->drop_reference();
+  EXPECT_EQ(reclaimer_stats().outstanding, 1U) << "it went before its last lease";
+  arena->release(1);
+  EXPECT_EQ(mappings_of(label_), 1U) << "the releasing thread did it";
+  EXPECT_EQ(reclaimer_stats().outstanding, 2U);
+  ASSERT_TRUE(reclaimer.go_on());
+  EXPECT_EQ(mappings_of(label_), 0U);
+}
+
+TEST_F(LeasedArenaTest, AReclaimThreadPunchesTheBlocksOfADeadWorker) {
+  BusyReclaimer reclaimer;
+  fill_bytes(data(0), kBlocks * kPageBytes, 0xAB);
+  for (const BlockId id : {3U, 4U}) ASSERT_TRUE(lease(id));
+  arena_->retire();
+  arena_->release(3);
+  EXPECT_EQ(observer_->bytes(), kPageBytes) << "releasing is heard of at once";
+  EXPECT_EQ(arena_->held_blocks(), 1U);
+  EXPECT_EQ(backed(3, 1), 1U) << "the releasing thread did it";
+  ASSERT_TRUE(reclaimer.go_on());
+  EXPECT_EQ(backed(3, 1), 0U);
+  EXPECT_EQ(backed(4, 1), 1U) << "a held block was punched";
+  EXPECT_TRUE(returned().empty());
+}
+
+// Punching needs the mapping: the last lease's block goes first, then the arena.
+TEST_F(LeasedArenaTest, ARetiredArenaIsMappedUntilItsLastBlockIsPunched) {
+  BusyReclaimer reclaimer;
+  fill_bytes(data(0), kBlocks * kPageBytes, 0xAB);
+  const Mapping other(fd_.get(), layout_.total_bytes, Access::kReadWrite);
+  for (const BlockId id : {3U, 4U}) ASSERT_TRUE(lease(id));
+  LeasedArena* arena = arena_;
+  arena_ = nullptr;
+  arena->retire();
+  arena->drop_reference();
+  arena->release(3);
+  arena->release(4);
+  EXPECT_EQ(mappings_of(label_), 2U);
+  ASSERT_TRUE(reclaimer.go_on());
+  EXPECT_EQ(mappings_of(label_), 1U);
+  EXPECT_EQ(backed_pages(other, offset(0), kBlocks * kPageBytes), 0U);
+}
+
+TEST_F(LeasedArenaTest, WhatTheWorkerIsAliveForNeedsNoReclaimThread) {
+  BusyReclaimer reclaimer;
+  ASSERT_TRUE(lease(7));
+  arena_->release(7);
+  EXPECT_EQ(returned(), std::vector<BlockId>{7});
+  EXPECT_EQ(reclaimer_stats().outstanding, 1U);
 }
 
 }  // namespace
