@@ -4,7 +4,7 @@ A payload is a letter and what it announces: `P`, a pickle of (the exception pic
 pickled, the reason if neither could be, its traceback as text, its type's name), or `T`, text
 alone. The C++ side writes `T` where Python cannot help.
 
-The parts are for classes that pickle cannot call again: those whose `__init__` takes other
+The parts are for classes that pickle would call again although their `__init__` takes other
 arguments than it passes on. Everything is caught, also what is no `Exception`: whatever a user's
 `__reduce__` or `__str__` raises, it is the exception that must arrive.
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import pickle
 import traceback
+import types
+from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
@@ -33,8 +35,8 @@ def encode_error(error: BaseException) -> bytes:
     reason = ""
     try:
         pickled = cloudpickle.dumps(error, protocol=5)
-        if type(error).__reduce__ is BaseException.__reduce__:
-            parts = cloudpickle.dumps((type(error), error.args, error.__dict__), protocol=5)
+        if _has_own_init(type(error)):
+            parts = cloudpickle.dumps(_take_apart(error), protocol=5)
     except BaseException as failure:
         reason = f"{type(failure).__name__}: {_text_of(failure)}"
     return b"P" + pickle.dumps((pickled, parts, reason, text, name), protocol=5)
@@ -45,16 +47,16 @@ def decode_error(payload: bytes) -> BaseException:
     if payload[:1] != b"P":
         return RemoteError(payload[1:].decode("utf-8", "replace"))
     pickled, parts, why, text, name = pickle.loads(payload[1:])
-    error: object = None
+    # An `__init__` that is called again may make another text of its text.
+    error: object = None if parts is None else _put_together(parts)
     reason = f"it cannot be pickled ({why})"
-    if pickled is not None:
+    if error is None and pickled is not None:
         try:
             error = pickle.loads(pickled)
         except KeyboardInterrupt:  # the user's Ctrl-C: a worker's is inside an ElementError
             raise
         except BaseException as failure:
             reason = f"its pickle cannot be read ({type(failure).__name__}: {_text_of(failure)})"
-            error = None if parts is None else _put_together(parts)
     if not isinstance(error, BaseException):
         return RemoteError(f"{name} was raised in a worker, and {reason}. It was:\n{text}", name)
     remote = RemoteError(f'\n"""\n{text}"""', name)
@@ -72,11 +74,42 @@ def _text_of(error: BaseException) -> str:
         return "(its text could not be made)"
 
 
+# Of classes that say no more of their own than their attributes and what `_take_apart` knows.
+_PLAIN_REDUCES = (BaseException.__reduce__, OSError.__reduce__, ImportError.__reduce__)
+
+
+def _has_own_init(kind: type[BaseException]) -> bool:
+    """True for a class that nothing is special about but that its `__init__` is the user's."""
+    return (
+        kind.__reduce__ in _PLAIN_REDUCES
+        and kind.__reduce_ex__ is BaseException.__reduce_ex__
+        and kind.__setstate__ is BaseException.__setstate__
+        and isinstance(kind.__init__, types.FunctionType)
+        and not isinstance(kind.__new__, types.FunctionType)
+    )
+
+
+def _take_apart(error: BaseException) -> tuple[Any, ...]:
+    """What `_put_together` takes; some built-in classes keep more than `args` and attributes."""
+    more: tuple[Any, ...] = ()
+    if isinstance(error, OSError) and error.errno is not None:
+        more = (error.errno, error.strerror, error.filename, None, error.filename2)
+    elif isinstance(error, ImportError):
+        more = (error.name, error.path)
+    return type(error), error.args, error.__dict__, more
+
+
 def _put_together(parts: bytes) -> BaseException | None:
     """The exception without a call of its class's `__init__`, as it was after that."""
     try:
-        kind, arguments, attributes = pickle.loads(parts)
-        error: BaseException = BaseException.__new__(kind, *arguments)
+        kind, arguments, attributes, more = pickle.loads(parts)
+        base: Any = next(b for b in (OSError, ImportError, BaseException) if issubclass(kind, b))
+        error: BaseException = base.__new__(kind, *arguments)
+        if base is OSError:
+            base.__init__(error, *(more or arguments))
+        elif base is ImportError:
+            base.__init__(error, *arguments, name=more[0], path=more[1])
+        error.args = arguments
         error.__dict__.update(attributes)
     except KeyboardInterrupt:
         raise

@@ -78,7 +78,23 @@ class LoadDeepError(Exception):
         raise RecursionError("too deep")
 
 
+class MissingError(OSError):
+    def __init__(self, path: str) -> None:
+        super().__init__(2, "no such photograph", path)
+        self.path = path
+
+
+class NoCodecError(ImportError):
+    def __init__(self, codec: str) -> None:
+        super().__init__(f"no codec {codec}", name="codecs_of_ours", path="/there")
+        self.codec = codec
+
+
 def raise_by_name(name: str) -> Any:
+    if name == "os":
+        raise MissingError("a.jpg")
+    if name == "import":
+        raise NoCodecError("heic")
     if name == "own":
         error: BaseException = OwnError("text", 7)
         stook.errors.add_note(error, "a note of the user's")
@@ -126,10 +142,29 @@ def test_an_exception_that_pickle_cannot_call_again(method: str) -> None:
 
 
 @each_method
+def test_an_exception_of_the_system_with_arguments_of_its_own(method: str) -> None:
+    with made(method, ["keyword", "os", "import"], raise_by_name) as loader:
+        elements = iter(loader)
+        with pytest.raises(KeywordError, match="no such thing") as keyword:
+            next(elements)
+        assert keyword.value.path == "/there"
+        with pytest.raises(MissingError) as missing:
+            next(elements)
+        with pytest.raises(NoCodecError) as no_codec:
+            next(elements)
+    error = missing.value
+    assert str(error) == "[Errno 2] no such photograph: 'a.jpg'"
+    assert (error.errno, error.filename, error.path) == (2, "a.jpg", "a.jpg")
+    assert error.args == MissingError("a.jpg").args
+    other = no_codec.value
+    assert (str(other), other.name, other.path) == ("no codec heic", "codecs_of_ours", "/there")
+    assert other.codec == "heic"
+
+
+@each_method
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("keyword", "its pickle cannot be read"),
         ("LockError", "cannot be pickled (TypeError: cannot pickle '_thread.lock' object)"),
         ("ReduceError", "cannot be pickled (RuntimeError: not reduced)"),
         ("ReduceExitError", "cannot be pickled (SystemExit: 3)"),
