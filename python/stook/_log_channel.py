@@ -6,6 +6,7 @@ import logging
 import pickle
 import socket
 import sys
+import time
 import traceback
 
 __all__ = ["LogReceiver", "send_records_to"]
@@ -50,6 +51,10 @@ def send_records_to(channel: socket.socket) -> None:
     root.handlers[:] = [_SendingHandler(channel)]
 
 
+# A worker that logs without a pause must not keep the consumer from its elements.
+_MOST_SECONDS = 0.05
+
+
 class LogReceiver:
     """In the parent: hands records that workers sent to the loggers of the same name."""
 
@@ -60,8 +65,9 @@ class LogReceiver:
         return self._channel.fileno()
 
     def drain(self) -> None:
-        """Hands over what is there, without waiting for more."""
-        while self._channel.fileno() >= 0:
+        """Hands over what is there, without waiting for more, and not all of a flood at once."""
+        end = time.monotonic() + _MOST_SECONDS
+        while self._channel.fileno() >= 0 and time.monotonic() < end:
             try:
                 data = self._channel.recv(1 << 20, socket.MSG_DONTWAIT)
             except OSError:  # nothing there
