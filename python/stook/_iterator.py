@@ -5,12 +5,13 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+from ._elsewhere import StaysHere
 from .stats import LoaderStats
 
 __all__ = ["LoaderIterator"]
 
 
-class LoaderIterator:
+class LoaderIterator(StaysHere):
     """One pass through a `DataLoader`: what `iter(loader)` returns.
 
     It gives elements until the pass is over, and then raises `StopIteration` for ever. An element

@@ -21,6 +21,7 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
+from ._elsewhere import Elsewhere, StaysHere
 from .errors import StookError
 
 __all__ = [
@@ -47,6 +48,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, io.TextIOWrapper) and obj not in (sys.stdout, sys.stderr):
             raise TypeError(f"cannot pickle the open file {obj.name!r}")
+        if isinstance(obj, StaysHere):
+            return Elsewhere, (type(obj).__name__,)
         if isinstance(obj, (type, types.FunctionType)):
             # A class may name a module that exports it and that nobody imported yet, as NumPy's
             # recarray names numpy.rec. cloudpickle would then send the class by value.

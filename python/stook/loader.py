@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from . import _core
+from ._elsewhere import StaysHere
 from ._inline import InlinePool
 from ._iterator import LoaderIterator
 from ._locks import renew_lock_in_child
@@ -26,7 +27,7 @@ __all__ = ["DataLoader", "LoaderIterator"]
 _OWNER = "DataLoader"
 
 
-class DataLoader:
+class DataLoader(StaysHere):
     """Elements of a source, made by user code in worker processes or in this one.
 
     Iterating gives the elements of one pass (`num_epochs` epochs). Iterating again gives the next
@@ -105,6 +106,10 @@ class DataLoader:
                 " for n workers pass options=stook.MultiprocessingOptions(num_workers=n)"
             )
         self._options = options
+        if options.num_workers > 0:
+            # Not in the thread that iterates first: a fork in another one, while that imports,
+            # would leave the child an import lock that nobody releases.
+            from . import _processes  # noqa: F401
         self._transforms = _check_transform(transform)
         self._batch_size = (
             None if batch_size is None else check_int(_OWNER, "batch_size", batch_size, 1)
@@ -183,7 +188,7 @@ class DataLoader:
         """Takes another source from the next pass on; a pass that is under way keeps the old one.
 
         The workers keep the source they were started with, so a change *within* a source does not
-        reach them; this call does. Epochs are counted on.
+        reach them; this call does, for the next pass starts new ones. Epochs are counted on.
 
         Args:
           source: As for the constructor, and held against the same arguments.
