@@ -492,6 +492,7 @@ TEST_F(SegmentOwner, ThreadsNameAdoptHoldAndLetGo) {
 
 TEST_F(SegmentOwner, WithoutDescriptorsThereIsAnErrorAndLaterThereIsNot) {
   EXPECT_EQ(exit_code_of_child([] {
+              see_an_error();
               std::vector<int> taken;
               for (int fd = 0; (fd = ::dup(0)) >= 0;) taken.push_back(fd);
               try {

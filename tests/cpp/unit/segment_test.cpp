@@ -9,12 +9,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <latch>
+#include <set>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -115,7 +119,7 @@ TEST_F(SegmentTest, IsMadeZeroedReservedAndPrivateToTheUser) {
 }
 
 TEST_F(SegmentTest, HasAtLeastAPage) {
-  for (const std::uint64_t bytes : {0, 1, 4095, 4096, 4097}) {
+  for (const std::uint64_t bytes : {0U, 1U, 4095U, 4096U, 4097U}) {
     const Segment::Pointer segment = create(bytes);
     EXPECT_GE(segment->size(), std::max<std::uint64_t>(bytes, 4096));
     fill_bytes(segment->data(), segment->size(), 1);
@@ -330,6 +334,7 @@ TEST_F(SegmentTest, WithoutDescriptorsThereIsAnErrorAndNothingLeft) {
   const std::string name = create(100)->name();
   EXPECT_EQ(exit_code_of_child([&] {
               leave_segments();
+              see_an_error();
               std::vector<int> taken;
               for (int fd = 0; (fd = ::dup(0)) >= 0;) taken.push_back(fd);
               const Error attach = error_of([&] { Segment::attach(name); });
