@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstddef>
 #include <utility>
 
 namespace stook::shm {
@@ -184,30 +185,40 @@ void BlockAllocator::trim_idle() {
   // What was live at the recent peak will be wanted again; as much again is slack.
   const std::uint64_t peak = std::max(peak_live_bytes_, earlier_peak_live_bytes_);
   const std::uint64_t keep = std::max(kIdleFloor, 2 * peak);
-  while (stats_.idle_bytes > keep && evict_coldest()) {
-  }
+  if (stats_.idle_bytes > keep) evict_bytes(stats_.idle_bytes - keep);
+}
+
+bool BlockAllocator::trim_idle_to(std::uint64_t keep, std::uint64_t most) {
+  if (stats_.idle_bytes <= keep) return false;
+  evict_bytes(std::min(stats_.idle_bytes - keep, most));
+  return stats_.idle_bytes > keep;
 }
 
 bool BlockAllocator::evict_bytes(std::uint64_t bytes) {
   const std::uint64_t before = stats_.idle_bytes;
-  while (before - stats_.idle_bytes < bytes && evict_coldest()) {
+  // Each list is in order of freeing, so what is coldest overall stands at the front of one. Fronts
+  // are cut off once, at the end: one by one, thousands of blocks would cost their square.
+  std::vector<std::size_t> evicted(idle_.size(), 0);
+  while (before - stats_.idle_bytes < bytes) {
+    std::size_t coldest = idle_.size();
+    std::uint64_t freed_at = ~std::uint64_t{0};
+    for (std::size_t list = 0; list < idle_.size(); ++list) {
+      if (evicted[list] == idle_[list].size()) continue;
+      const std::uint64_t at = blocks_[idle_[list][evicted[list]]].freed_at;
+      if (at < freed_at) {
+        freed_at = at;
+        coldest = list;
+      }
+    }
+    if (coldest == idle_.size()) break;
+    evict(idle_[coldest][evicted[coldest]++]);
+  }
+  for (std::size_t list = 0; list < idle_.size(); ++list) {
+    if (evicted[list] == 0) continue;
+    const auto front = idle_[list].begin();
+    idle_[list].erase(front, front + static_cast<std::ptrdiff_t>(evicted[list]));
   }
   return stats_.idle_bytes < before;
-}
-
-bool BlockAllocator::evict_coldest() {
-  std::vector<BlockId>* coldest = nullptr;
-  for (auto& list : idle_) {
-    if (list.empty()) continue;
-    if (coldest == nullptr || blocks_[list.front()].freed_at < blocks_[coldest->front()].freed_at) {
-      coldest = &list;
-    }
-  }
-  if (coldest == nullptr) return false;
-  const BlockId id = coldest->front();
-  coldest->erase(coldest->begin());
-  evict(id);
-  return true;
 }
 
 void BlockAllocator::evict(BlockId id) {

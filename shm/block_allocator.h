@@ -59,6 +59,12 @@ class BlockAllocator {
   // False if this block was not handed over: whoever returned it is mistaken, and nothing changes.
   bool other_side_returns(BlockId id);
 
+  // Gives idle blocks back to the system, the one that has been idle longest first, until at most
+  // `keep` bytes are idle; stops once it has given back `most`. True if it stopped early, so that
+  // another call has something to do. For an owner with nothing better to do: what is given back
+  // costs its page faults again.
+  bool trim_idle_to(std::uint64_t keep, std::uint64_t most);
+
   // Ids handed out so far lie below this.
   std::uint32_t block_count() const noexcept { return static_cast<std::uint32_t>(blocks_.size()); }
   const BlockStats& stats() const noexcept { return stats_; }
@@ -79,10 +85,10 @@ class BlockAllocator {
   void let_go(BlockId id, Holder holder);
   std::map<std::uint64_t, std::uint64_t>::iterator first_fit(std::uint64_t capacity);
   void trim_idle();
-  // Give idle blocks back, the one that has been idle longest first: one, or at least `bytes` if
-  // there are so many. False if nothing is idle.
-  bool evict_coldest();
+  // Gives idle blocks back, the one that has been idle longest first: at least `bytes` if there are
+  // so many. False if nothing is idle.
   bool evict_bytes(std::uint64_t bytes);
+  bool evict_coldest() { return evict_bytes(1); }
   void return_range(std::uint64_t offset, std::uint64_t bytes);
   void evict(BlockId id);
 

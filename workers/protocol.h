@@ -107,6 +107,12 @@ struct WorkerCell {
   alignas(shm::kIsolation) Shared<std::uint64_t> handed_bytes;
   // Payload of this job (+ 1) has been copied out of its slot. Written by the worker.
   Shared<std::uint64_t> taken_job;
+  // What the worker's allocator holds: see shm::BlockStats. Written by the worker with each
+  // element and while it is idle; by the parent (0) once it is dead. Relaxed, one by one: figures
+  // for people, who may see them a moment apart.
+  alignas(shm::kIsolation) Shared<std::uint64_t> mapped_bytes;
+  Shared<std::uint64_t> live_bytes;
+  Shared<std::uint64_t> idle_bytes;
 };
 
 struct ControlHeader {

@@ -1,10 +1,10 @@
 #include "workers/worker.h"
 
+#include <sys/epoll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -30,10 +30,18 @@ shm::ArenaLayout arena_layout(const ControlHeader& control) {
   return {control.result_capacity, sizeof(ResultSlot), control.arena_bytes};
 }
 
-Worker::Worker(WorkerBirth birth)
+Worker::Worker(WorkerBirth birth, std::chrono::milliseconds idle_pause)
     : birth_(std::move(birth)),
+      idle_pause_(idle_pause),
+      bell_watch_(::epoll_create1(EPOLL_CLOEXEC)),
       control_memory_(birth_.control.get(), size_of(birth_.control.get()),
                       shm::Access::kReadWrite) {
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLET;
+  if (!bell_watch_.is_open() ||
+      ::epoll_ctl(bell_watch_.get(), EPOLL_CTL_ADD, birth_.own_bell.get(), &event) != 0) {
+    shm::throw_system_error("epoll for a worker's doorbell");
+  }
   const auto& header = *reinterpret_cast<const ControlHeader*>(control_memory_.data());
   if (header.magic != kControlMagic || birth_.index >= header.worker_count) {
     throw shm::Error(shm::ErrorCode::kBroken, "the control memory is not this version's");
@@ -85,6 +93,8 @@ std::uint64_t Worker::wait_for_job(JobRunner& runner) {
     shm::ring_eventfd(birth_.parent_bell.get());
   }
   runner.before_sleep();
+  publish_memory();
+  int pause = static_cast<int>(idle_pause_.count());
   std::optional<std::uint64_t> job;
   while (!job) {
     if (lack == Lack::kMemory) {
@@ -98,15 +108,38 @@ std::uint64_t Worker::wait_for_job(JobRunner& runner) {
     }
     job = claim(lack);
     if (!job) {
-      std::uint64_t rings = 0;
-      // The one place where a worker waits. EINTR: Python's signal flags are looked at by the job.
-      (void)!::read(birth_.own_bell.get(), &rings, sizeof rings);
+      sleep_until_rung(pause);
       job = claim(lack);
     }
     shm::wake_up(cell.sleep);
   }
   runner.after_sleep();
   return *job;
+}
+
+void Worker::sleep_until_rung(int& pause) {
+  // The sleep stays announced throughout, so whoever has a job rings, and a ring is not lost while
+  // memory is given back: it is the next thing that the watch tells.
+  epoll_event event{};
+  for (;;) {
+    // The one place where a worker waits. EINTR: Python's signal flags are looked at by the job.
+    if (::epoll_wait(bell_watch_.get(), &event, 1, pause) != 0) return;
+    while (arena_->give_back_idle()) {
+      if (::epoll_wait(bell_watch_.get(), &event, 1, 0) != 0) return;
+    }
+    publish_memory();
+    // The parent returns blocks without a ring, so they have to be looked for; where nobody holds
+    // one, nothing will come.
+    pause = arena_->live_blocks() != 0 ? static_cast<int>(idle_pause_.count()) : -1;
+  }
+}
+
+void Worker::publish_memory() {
+  const shm::BlockStats stats = arena_->stats();
+  WorkerCell& cell = control_.cell(birth_.index);
+  cell.mapped_bytes.store(stats.mapped_bytes, std::memory_order_relaxed);
+  cell.live_bytes.store(stats.live_bytes, std::memory_order_relaxed);
+  cell.idle_bytes.store(stats.idle_bytes, std::memory_order_relaxed);
 }
 
 void Worker::take_payload(std::uint64_t number, Job& job) {
@@ -179,6 +212,7 @@ bool Worker::publish(const ResultDraft& draft) {
     handed_bytes_ += handed;
     control_.cell(birth_.index).handed_bytes.store(handed_bytes_, std::memory_order_relaxed);
   }
+  publish_memory();  // whoever has the element sees figures that include it
   results_->publish();
   wake_parent_for(draft.job);
   if (!draft.made_blocks.empty()) arena_->release_own(draft.made_blocks);

@@ -5,6 +5,7 @@
 // job runs to its end, so the parent can always count on it or on the worker's death.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -66,8 +67,12 @@ class JobRunner {
 
 class Worker {
  public:
+  // After this long without a job a worker gives idle memory back, and as often it looks again for
+  // blocks that the parent returned meanwhile.
+  static constexpr std::chrono::milliseconds kIdlePause{1000};
+
   // Throws shm::Error.
-  explicit Worker(WorkerBirth birth);
+  explicit Worker(WorkerBirth birth, std::chrono::milliseconds idle_pause = kIdlePause);
 
   // Never returns by itself: the worker ends when the fork server or its own user code ends it.
   [[noreturn]] void run(JobRunner& runner);
@@ -90,10 +95,19 @@ class Worker {
 
   std::optional<std::uint64_t> claim(Lack& lack);
   std::uint64_t wait_for_job(JobRunner& runner);
+  // Sleeps until the bell rings or a signal arrives. After `pause` milliseconds of that gives idle
+  // memory back, and sets how long it sleeps before the next look; -1: for ever. Without a look at
+  // the clock: a ring or a signal begins the pause anew.
+  void sleep_until_rung(int& pause);
+  void publish_memory();
   void take_payload(std::uint64_t number, Job& job);
   void wake_parent_for(std::uint64_t job);
 
   WorkerBirth birth_;
+  std::chrono::milliseconds idle_pause_;
+  // Watches the own bell, edge-triggered: a sleep that may time out is then one system call, as
+  // the counter never needs to be read.
+  shm::FileDescriptor bell_watch_;
   shm::Mapping control_memory_;
   Control control_;
   shm::Mapping arguments_;

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "shm/fork_guard.h"
@@ -10,12 +11,23 @@
 namespace stook::workers {
 
 namespace {
+
+// Idle bytes that a worker without work keeps: this, or a part of what is live if that is more. The
+// part is small: a live block may be 1.38 times as large as its array (an eighth for its size
+// class, two classes for a warm block), and all of it is to stay below 1.5 times.
+constexpr std::uint64_t kIdleKept = std::uint64_t{1} << 20;
+constexpr std::uint64_t kLivePerIdle = 16;
+// Bytes given back in one go. Other threads of the worker cannot allocate meanwhile, and a job that
+// arrives waits for it.
+constexpr std::uint64_t kGiveBackStep = std::uint64_t{16} << 20;
+
 // The arena of this process, for the hook that runs in its forked children. A worker has one.
 struct {
   void* base = nullptr;
   std::size_t bytes = 0;
   int fd = -1;
 } own_arena;
+
 }  // namespace
 
 WorkerArena::WorkerArena(shm::FileDescriptor fd, const shm::ArenaLayout& layout)
@@ -74,6 +86,13 @@ void WorkerArena::hand_over(std::span<const BlockRef> blocks) {
 void WorkerArena::release_own(std::span<const BlockRef> blocks) {
   const std::lock_guard lock(mutex_);
   for (const BlockRef& block : blocks) allocator_.owner_releases(block.id);
+}
+
+bool WorkerArena::give_back_idle() {
+  const std::lock_guard lock(mutex_);
+  harvest();
+  const std::uint64_t keep = std::max(kIdleKept, allocator_.stats().live_bytes / kLivePerIdle);
+  return allocator_.trim_idle_to(keep, kGiveBackStep);
 }
 
 std::uint64_t WorkerArena::live_blocks() {

@@ -45,6 +45,11 @@ class WorkerArena {
   // The worker's hold of blocks it made for an element itself ends.
   void release_own(std::span<const BlockRef> blocks);
 
+  // Takes returned blocks back, and gives idle ones back to the system down to what a worker
+  // without work may keep. Does a bounded part of it, some milliseconds, and returns true if there
+  // is more. Any thread; not in a forked child.
+  bool give_back_idle();
+
   std::uint64_t offset_of(const void* pointer) const noexcept {
     return static_cast<std::uint64_t>(static_cast<const std::byte*>(pointer) - memory_.data());
   }

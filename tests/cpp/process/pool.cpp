@@ -250,18 +250,18 @@ class Runner : public workers::JobRunner {
 
 class Host : public workers::ForkHost {
  public:
-  Host(Blackboard& blackboard, int gate, Startup startup)
-      : blackboard_(blackboard), gate_(gate), startup_(startup) {}
+  Host(Blackboard& blackboard, int gate, const PoolOptions& options)
+      : blackboard_(blackboard), gate_(gate), options_(options) {}
 
   void before_fork() override {}
   void after_fork_in_server() override {}
   void on_interrupt() override { ++blackboard_.interrupts; }
 
   [[noreturn]] void run_worker(workers::WorkerBirth birth) override {
-    if (startup_ == Startup::kExit) ::_exit(17);
+    if (options_.startup == Startup::kExit) ::_exit(17);
     try {
-      workers::Worker worker(std::move(birth));
-      if (startup_ == Startup::kError) {
+      workers::Worker worker(std::move(birth), options_.idle_pause);
+      if (options_.startup == Startup::kError) {
         const std::string text = "the data set is not there";
         workers::ResultDraft draft;
         draft.job = ~std::uint64_t{0};
@@ -281,7 +281,7 @@ class Host : public workers::ForkHost {
  private:
   Blackboard& blackboard_;
   int gate_;
-  Startup startup_;
+  const PoolOptions& options_;
 };
 
 }  // namespace
@@ -378,7 +378,7 @@ Pool::Pool(const PoolOptions& options) {
     struct sigaction action{};
     action.sa_handler = [](int) {};
     ::sigaction(SIGUSR2, &action, nullptr);
-    Host host(*blackboard_, gate_, options.startup);
+    Host host(*blackboard_, gate_, options);
     try {
       workers::serve_forks(ends[1], parent, host);
     } catch (const std::exception& error) {

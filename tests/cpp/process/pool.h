@@ -6,6 +6,7 @@
 #include <sys/types.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "workers/manager.h"
+#include "workers/worker.h"
 
 namespace stook {
 
@@ -81,6 +83,7 @@ enum class Startup { kFine, kError, kExit };
 struct PoolOptions {
   workers::ManagerOptions manager{2, 4, std::uint64_t{1} << 30, true, 2};
   Startup startup = Startup::kFine;
+  std::chrono::milliseconds idle_pause = workers::Worker::kIdlePause;
 };
 
 // An element that was taken; holds its leases until dropped.

@@ -164,7 +164,7 @@ class World {
 
   // One instruction. False at the end of the cycle.
   bool step() {
-    if (cycle_.sleeps && produced_ == kStepped + 1 && worker_is_about_to_read_its_bell()) {
+    if (cycle_.sleeps && produced_ == kStepped + 1 && worker_is_about_to_wait_for_its_bell()) {
       produce();
       EXPECT_TRUE(shm::take_sleeper(control_.cell(0).sleep, [](std::uint64_t) { return true; }))
           << "the worker sleeps and nobody can tell";
@@ -328,14 +328,14 @@ class World {
     return status;
   }
 
-  bool worker_is_about_to_read_its_bell() const {
+  bool worker_is_about_to_wait_for_its_bell() const {
 #if defined(__x86_64__)
     if (control_.cell(0).sleep.reason.load(std::memory_order_relaxed) == shm::kAwake) return false;
     user_regs_struct registers{};
     ::ptrace(PTRACE_GETREGS, worker_, nullptr, &registers);
     const long code = ::ptrace(PTRACE_PEEKTEXT, worker_, registers.rip, nullptr);
     constexpr long kSyscall = 0x050f;
-    return (code & 0xffff) == kSyscall && registers.rax == SYS_read;
+    return (code & 0xffff) == kSyscall && registers.rax == SYS_epoll_wait;
 #else
     return false;
 #endif

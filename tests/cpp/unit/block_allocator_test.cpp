@@ -331,6 +331,124 @@ TEST(BlockAllocator, IdleMemoryBeyondTheRecentNeedGoesBack) {
   EXPECT_GE(carved, 31);
 }
 
+// Blocks of different sizes, freed in another order than they were allocated in; all written to.
+struct FreedBlocks {
+  explicit FreedBlocks(TestArena& arena) {
+    for (const std::uint64_t pages : {40, 3, 40, 7, 100, 3, 40, 7}) {
+      blocks.push_back(*arena.allocator.allocate(pages * kPageBytes));
+      fill_bytes(arena.data(blocks.back()), blocks.back().capacity, 0xAB);
+    }
+    std::shuffle(blocks.begin(), blocks.end(), std::mt19937(7));
+    for (const Block& block : blocks) {
+      arena.allocator.owner_releases(block.id);
+      bytes += block.capacity;
+    }
+  }
+  // How many, from the coldest on, have no pages; -1 if a warmer one has none before a colder one.
+  int given_back(const TestArena& arena) const {
+    int count = 0;
+    bool kept = false;
+    for (const Block& block : blocks) {
+      const std::uint64_t pages = backed_pages(arena.memory, block.offset, block.capacity);
+      if (pages != 0 && pages != block.capacity / kPageBytes) return -1;
+      if (pages == 0 && kept) return -1;
+      kept = pages != 0;
+      count += kept ? 0 : 1;
+    }
+    return count;
+  }
+
+  std::vector<Block> blocks;  // coldest first
+  std::uint64_t bytes = 0;
+};
+
+TEST(BlockAllocatorTrim, GivesBackWhatWasIdleLongestAndNoMoreThanItMust) {
+  for (int wanted = 0; wanted <= 8; ++wanted) {
+    TestArena arena(4 * kMiB);
+    const FreedBlocks freed(arena);
+    std::uint64_t keep = freed.bytes;
+    for (int i = 0; i < wanted; ++i) keep -= freed.blocks[static_cast<std::size_t>(i)].capacity;
+    EXPECT_FALSE(arena.allocator.trim_idle_to(keep, freed.bytes));
+    EXPECT_EQ(freed.given_back(arena), wanted);
+    EXPECT_EQ(arena.allocator.stats().idle_bytes, keep);
+    EXPECT_EQ(arena.allocator.stats().mapped_bytes, keep);
+    EXPECT_EQ(backed_bytes(arena.fd.get()), keep);
+    EXPECT_FALSE(arena.allocator.trim_idle_to(keep, freed.bytes)) << "there was nothing to do";
+    EXPECT_EQ(backed_bytes(arena.fd.get()), keep);
+  }
+}
+
+TEST(BlockAllocatorTrim, GoesBelowALimitThatLiesWithinABlock) {
+  TestArena arena(4 * kMiB);
+  const FreedBlocks freed(arena);
+  EXPECT_FALSE(arena.allocator.trim_idle_to(freed.bytes - 1, freed.bytes));
+  EXPECT_EQ(freed.given_back(arena), 1);
+}
+
+TEST(BlockAllocatorTrim, StopsAfterAsMuchAsItMayAndSaysSo) {
+  TestArena arena(4 * kMiB);
+  const FreedBlocks freed(arena);
+  for (int calls = 1; calls < 8; ++calls) {
+    EXPECT_TRUE(arena.allocator.trim_idle_to(0, 1));
+    EXPECT_EQ(freed.given_back(arena), calls) << "a block per call";
+  }
+  EXPECT_FALSE(arena.allocator.trim_idle_to(0, 1));
+  EXPECT_EQ(arena.allocator.stats().mapped_bytes, 0U);
+  EXPECT_EQ(backed_bytes(arena.fd.get()), 0U);
+}
+
+TEST(BlockAllocatorTrim, LeavesLiveBlocksAlone) {
+  TestArena arena(4 * kMiB);
+  const Block owned = *arena.allocator.allocate(20 * kPageBytes);
+  const FreedBlocks freed(arena);
+  const Block handed = *arena.allocator.allocate(90 * kPageBytes);  // a warm one
+  fill_bytes(arena.data(owned), owned.capacity, 0x11);
+  fill_bytes(arena.data(handed), handed.capacity, 0x22);
+  arena.allocator.hand_over(handed.id);
+  arena.allocator.owner_releases(handed.id);
+
+  arena.allocator.trim_idle_to(0, freed.bytes);
+
+  EXPECT_EQ(backed_bytes(arena.fd.get()), owned.capacity + handed.capacity);
+  EXPECT_TRUE(all_bytes_are(arena.data(owned), owned.capacity, 0x11));
+  EXPECT_TRUE(all_bytes_are(arena.data(handed), handed.capacity, 0x22));
+  EXPECT_TRUE(arena.allocator.find(owned.offset));
+  EXPECT_TRUE(arena.allocator.other_side_returns(handed.id));
+}
+
+TEST(BlockAllocatorTrim, WhatIsKeptIsTheNextAndWhatWasGivenBackReadsAsZero) {
+  TestArena arena(4 * kMiB);
+  std::vector<Block> blocks;
+  for (int i = 0; i < 4; ++i) {
+    blocks.push_back(*arena.allocator.allocate(10 * kPageBytes));
+    fill_bytes(arena.data(blocks.back()), blocks.back().capacity, 0xAB);
+  }
+  for (const Block& block : blocks) arena.allocator.owner_releases(block.id);
+  arena.allocator.trim_idle_to(2 * blocks[0].capacity, kMiB);
+  EXPECT_EQ(arena.allocator.allocate(10 * kPageBytes)->id, blocks[3].id);
+  const Block warm = *arena.allocator.allocate(10 * kPageBytes);
+  EXPECT_EQ(warm.id, blocks[2].id);
+  EXPECT_FALSE(warm.zeroed);
+  for (int i = 0; i < 2; ++i) {
+    const Block fresh = *arena.allocator.allocate(10 * kPageBytes);
+    EXPECT_TRUE(fresh.zeroed);
+    EXPECT_TRUE(all_bytes_are(arena.data(fresh), fresh.capacity, 0));
+    EXPECT_LT(fresh.offset, blocks[2].offset) << "the ranges given back serve again";
+  }
+}
+
+TEST(BlockAllocatorTrim, ThousandsOfBlocksAtOnce) {
+  TestArena arena(64 * kMiB);
+  std::vector<BlockId> ids;
+  for (int i = 0; i < 10000; ++i) ids.push_back(arena.allocator.allocate(1)->id);
+  for (const BlockId id : ids) {
+    if (id % 100 != 0) arena.allocator.owner_releases(id);
+  }
+  EXPECT_FALSE(arena.allocator.trim_idle_to(kMiB, 64 * kMiB));
+  EXPECT_EQ(backed_bytes(arena.fd.get()), kMiB + 100 * kPageBytes);
+  EXPECT_EQ(arena.allocator.stats().live_blocks, 100U);
+}
+
 // ------------------------------------------------------------------ against a model
 
 TEST(BlockAllocator, BehavesAsItsModelUnderRandomUse) {

@@ -103,6 +103,52 @@ TEST_F(WorkerArenaTest, AnAllocationThatDoesNotFitGetsNothing) {
   EXPECT_EQ(arena_.stats().live_blocks, 0U);
 }
 
+TEST_F(WorkerArenaTest, IdleMemoryThatTheParentReturnedGoesBackToTheSystem) {
+  std::vector<WorkerArena::Allocation> blocks;
+  for (int i = 0; i < 12; ++i) {
+    blocks.push_back(*arena_.allocate(std::uint64_t{1} << 20));
+    std::memset(blocks.back().data, 0x33, blocks.back().block.capacity);
+    hand_over(blocks.back());
+    arena_.free(blocks.back().data);
+  }
+  EXPECT_FALSE(arena_.give_back_idle());
+  EXPECT_EQ(arena_.stats().mapped_bytes, std::uint64_t{12} << 20) << "the parent reads them";
+
+  for (int i = 1; i < 12; ++i) parent_returns(blocks[static_cast<std::size_t>(i)].block.id);
+  EXPECT_FALSE(arena_.give_back_idle());
+
+  EXPECT_EQ(arena_.stats().live_bytes, std::uint64_t{1} << 20);
+  EXPECT_EQ(arena_.stats().idle_bytes, std::uint64_t{1} << 20) << "one block stays at hand";
+  EXPECT_EQ(backed_pages(arena_.memory(), blocks[1].block.offset, std::uint64_t{11} << 20), 256U);
+  EXPECT_TRUE(all_bytes_are(blocks[0].data, std::uint64_t{1} << 20, 0x33));
+}
+
+TEST_F(WorkerArenaTest, TheMoreIsLiveTheMoreIdleMemoryIsKept) {
+  std::vector<WorkerArena::Allocation> blocks;
+  for (int i = 0; i < 56; ++i) blocks.push_back(*arena_.allocate(std::uint64_t{1} << 20));
+  for (int i = 48; i < 56; ++i) arena_.free(blocks[static_cast<std::size_t>(i)].data);
+  EXPECT_FALSE(arena_.give_back_idle());
+  EXPECT_EQ(arena_.stats().live_bytes, std::uint64_t{48} << 20);
+  EXPECT_EQ(arena_.stats().idle_bytes, std::uint64_t{3} << 20) << "a sixteenth";
+}
+
+TEST_F(WorkerArenaTest, GivesBackInStepsSoThatAJobNeedNotWait) {
+  std::vector<WorkerArena::Allocation> blocks;
+  for (int i = 0; i < 40; ++i) blocks.push_back(*arena_.allocate(std::uint64_t{1} << 20));
+  for (const auto& block : blocks) arena_.free(block.data);
+  std::uint64_t before = arena_.stats().idle_bytes;
+  int steps = 0;
+  for (bool more = true; more; ++steps) {
+    more = arena_.give_back_idle();
+    const std::uint64_t now = arena_.stats().idle_bytes;
+    EXPECT_LT(now, before);
+    EXPECT_LE(before - now, std::uint64_t{16} << 20);
+    before = now;
+  }
+  EXPECT_EQ(steps, 3);
+  EXPECT_EQ(before, std::uint64_t{1} << 20);
+}
+
 TEST_F(WorkerArenaTest, ThreadsAllocateWhileTheParentReturns) {
   constexpr int kThreads = 3;
   std::atomic<bool> broken{false};
