@@ -18,6 +18,29 @@ py::tuple totals(const WorkerPool& pool) {
                         pool.errors, stats.outstanding_bytes);
 }
 
+// Per worker: mapped, touched, live, idle and retired bytes.
+py::list memory(WorkerPool& pool) {
+  std::vector<workers::WorkerMemory> workers;
+  {
+    const WorkerPool::LockAwake lock(pool);
+    workers = pool.manager.memory();
+  }
+  py::list figures;
+  for (const workers::WorkerMemory& worker : workers) {
+    figures.append(
+        py::make_tuple(worker.mapped, worker.touched, worker.live, worker.idle, worker.retired));
+  }
+  return figures;
+}
+
+py::list held_bytes(const workers::LeaseLedger& ledger) {
+  py::list bytes;
+  for (std::uint32_t worker = 0; worker < ledger.worker_count(); ++worker) {
+    bytes.append(ledger.held_bytes(worker));
+  }
+  return bytes;
+}
+
 }  // namespace
 
 WorkerPool::WorkerPool(const workers::ManagerOptions& options, int socket, int server,
@@ -57,6 +80,9 @@ void WorkerPool::discard(const workers::BlockRef& block) {
 }
 
 void register_worker_pool(py::module_& module) {
+  py::class_<workers::LeaseLedger, std::shared_ptr<workers::LeaseLedger>>(
+      module, "LeaseLedger", "What of each worker's memory is still leased; outlives the pool.")
+      .def("held_bytes", &held_bytes);
   py::class_<WorkerPool, std::shared_ptr<WorkerPool>>(
       module, "WorkerPool", "The worker processes of one loader; takes over socket and server.")
       .def(py::init([](int socket, int server, std::uint32_t num_workers,
@@ -80,6 +106,9 @@ void register_worker_pool(py::module_& module) {
           "watch", [](WorkerPool& pool, int fd) { pool.manager.watch_side_channel(fd); },
           py::arg("fd"))
       .def("totals", &totals)
+      .def("memory", &memory)
+      .def_property_readonly("ledger",
+                             [](const WorkerPool& pool) { return pool.manager.ledger(); })
       .def_property_readonly("is_open", &WorkerPool::is_open)
       .def_property_readonly("server_pid",
                              [](const WorkerPool& pool) { return pool.manager.server_pid(); })

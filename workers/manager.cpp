@@ -69,6 +69,10 @@ Manager::Manager(const ManagerOptions& options, shm::FileDescriptor socket, pid_
   header.arguments_bytes = arena_layout_.total_bytes;
   jobs_.resize(capacity);
   workers_.resize(options.worker_count);
+  ledger_ = std::make_shared<LeaseLedger>(options.worker_count);
+  for (std::uint32_t worker = 0; worker < options.worker_count; ++worker) {
+    workers_[worker].releases = std::make_shared<WorkerReleases>(worker, channel_, ledger_);
+  }
 
   const shm::FileDescriptor arguments =
       shm::create_shared_memory("stook-arguments", header.arguments_bytes);
@@ -92,7 +96,15 @@ Manager::Manager(const ManagerOptions& options, shm::FileDescriptor socket, pid_
   if (!send_message(socket_.get(), {MessageType::kStart, 0, 0, 0, 0, 0}, common)) {
     fail_broken("the fork server ended before it started");
   }
-  for (std::uint32_t worker = 0; worker < options_.worker_count; ++worker) spawn(worker);
+  try {
+    for (std::uint32_t worker = 0; worker < options_.worker_count; ++worker) spawn(worker);
+  } catch (...) {
+    // Else an arena would keep the channel, and with it the descriptors of every doorbell.
+    for (WorkerRecord& worker : workers_) {
+      if (worker.arena != nullptr) worker.arena->drop_reference();
+    }
+    throw;
+  }
 }
 
 Manager::~Manager() { close(); }
@@ -103,9 +115,8 @@ std::uint64_t Manager::arena_bytes() const { return arena_layout_.total_bytes; }
 
 void Manager::spawn(std::uint32_t index) {
   WorkerRecord& worker = workers_[index];
-  const shm::FileDescriptor fd =
-      shm::create_shared_memory("stook-arena", arena_layout_.total_bytes);
-  worker.arena = shm::LeasedArena::open(fd.get(), arena_layout_, channel_);
+  worker.arena_fd = shm::create_shared_memory("stook-arena", arena_layout_.total_bytes);
+  worker.arena = shm::LeasedArena::open(worker.arena_fd.get(), arena_layout_, worker.releases);
   const auto* slots = reinterpret_cast<const ResultSlot*>(worker.arena->memory().data() +
                                                           shm::ArenaLayout::kSlotsOffset);
   worker.results.emplace(worker.arena->header().results, slots, arena_layout_.slot_count);
@@ -113,7 +124,7 @@ void Manager::spawn(std::uint32_t index) {
   worker.alive = true;
   worker.pid = 0;
   ++unannounced_;
-  const int fds[] = {fd.get(), channel_->bell(index)};
+  const int fds[] = {worker.arena_fd.get(), channel_->bell(index)};
   const Message request{MessageType::kSpawn, index, worker.incarnation, 0, 0, 0};
   if (!send_message(socket_.get(), request, fds) && broken_.empty()) {
     broken_ = "the fork server is gone";
@@ -210,7 +221,10 @@ void Manager::close() noexcept {
     socket_.reset();
     server_pidfd_.reset();
     epoll_.reset();
-    for (WorkerRecord& worker : workers_) worker.pidfd.reset();
+    for (WorkerRecord& worker : workers_) {
+      worker.pidfd.reset();
+      worker.arena_fd.reset();
+    }
     return;
   }
   bool has_workers = false;
@@ -246,6 +260,7 @@ void Manager::close() noexcept {
   delivered_ = produced_;
   for (WorkerRecord& worker : workers_) {
     worker.results.reset();
+    worker.arena_fd.reset();
     if (worker.arena == nullptr) continue;
     worker.arena->retire();
     worker.arena->drop_reference();

@@ -21,6 +21,7 @@
 #include "shm/leased_arena.h"
 #include "shm/ring.h"
 #include "workers/channel.h"
+#include "workers/manager_memory.h"
 #include "workers/protocol.h"
 #include "workers/socket.h"
 
@@ -129,6 +130,10 @@ class Manager {
   bool in_forked_child() const noexcept;
 
   ManagerStats stats() const;
+  // One per worker; after close() they tell of leased blocks alone.
+  std::vector<WorkerMemory> memory() const;
+  // The same after this is gone.
+  std::shared_ptr<LeaseLedger> ledger() const noexcept { return ledger_; }
   std::uint32_t worker_count() const noexcept { return options_.worker_count; }
   std::uint64_t window() const noexcept { return window_; }
   std::vector<pid_t> worker_pids() const;
@@ -157,6 +162,8 @@ class Manager {
     bool has_published = false;
     shm::FileDescriptor pidfd;
     shm::LeasedArena* arena = nullptr;
+    shm::FileDescriptor arena_fd;  // asked how much memory the arena costs
+    std::shared_ptr<WorkerReleases> releases;
     std::optional<shm::RingReader<ResultSlot>> results;
     std::uint64_t received_bytes = 0;  // handed over and seen here, over all incarnations
   };
@@ -172,7 +179,7 @@ class Manager {
   void spawn(std::uint32_t worker);
   void drain(std::uint32_t worker);
   void receive(std::uint32_t worker, const ResultSlot& slot);
-  bool lease_blocks(WorkerRecord& worker, const ResultSlot& slot, std::vector<BlockRef>& blocks,
+  bool lease_blocks(std::uint32_t index, const ResultSlot& slot, std::vector<BlockRef>& blocks,
                     std::vector<std::byte>& external);
   void release_ready(JobRecord& record);
   bool awaited_is_ready(bool ordered);
@@ -195,6 +202,7 @@ class Manager {
   shm::FileDescriptor epoll_;
   shm::FileDescriptor bell_;  // workers ring it
   std::shared_ptr<Channel> channel_;
+  std::shared_ptr<LeaseLedger> ledger_;
   shm::ArenaLayout arena_layout_;
   shm::Mapping arguments_;
   std::unique_ptr<shm::BlockAllocator> argument_blocks_;

@@ -74,12 +74,16 @@ void Manager::on_exit(std::uint32_t index, int status) {
   worker.alive = false;
   worker.pidfd.reset();
   worker.results.reset();
+  worker.arena_fd.reset();
   worker.arena->retire();
   worker.arena->drop_reference();
   worker.arena = nullptr;
   WorkerCell& cell = channel_->control().cell(index);
   cell.handed_bytes.store(worker.received_bytes, std::memory_order_relaxed);
   cell.sleep.reason.store(shm::kAwake, std::memory_order_relaxed);
+  cell.mapped_bytes.store(0, std::memory_order_relaxed);
+  cell.live_bytes.store(0, std::memory_order_relaxed);
+  cell.idle_bytes.store(0, std::memory_order_relaxed);
   for (auto stale = stale_.begin(); stale != stale_.end();) {
     if (stale->second.worker != index) {
       ++stale;

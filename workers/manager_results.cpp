@@ -84,7 +84,7 @@ void Manager::receive(std::uint32_t index, const ResultSlot& shared) {
   std::vector<std::byte> scratch_payload;
   std::vector<BlockRef>& blocks = wanted ? job_record.blocks : scratch_blocks;
   std::vector<std::byte>& external = wanted ? job_record.external_payload : scratch_payload;
-  if (!lease_blocks(worker, slot, blocks, external)) {
+  if (!lease_blocks(index, slot, blocks, external)) {
     fail_broken("a worker published a block that it cannot have");
   }
   const std::span<const std::byte> payload =
@@ -122,8 +122,9 @@ void Manager::receive(std::uint32_t index, const ResultSlot& shared) {
   finish(job_record, outcome);
 }
 
-bool Manager::lease_blocks(WorkerRecord& worker, const ResultSlot& slot,
+bool Manager::lease_blocks(std::uint32_t index, const ResultSlot& slot,
                            std::vector<BlockRef>& blocks, std::vector<std::byte>& external) {
+  const WorkerRecord& worker = workers_[index];
   blocks.clear();
   const std::byte* refs = slot.bytes;
   BlockRef envelope{};
@@ -136,6 +137,7 @@ bool Manager::lease_blocks(WorkerRecord& worker, const ResultSlot& slot,
       return false;
     }
     leased_bytes_ += envelope.bytes;
+    ledger_->count_lease(index, envelope.bytes);
     const std::byte* begin = worker.arena->memory().data() + envelope.offset;
     external.assign(begin, begin + envelope.bytes);
     worker.arena->release(envelope.id);
@@ -149,6 +151,7 @@ bool Manager::lease_blocks(WorkerRecord& worker, const ResultSlot& slot,
       return false;
     }
     leased_bytes_ += block.bytes;
+    ledger_->count_lease(index, block.bytes);
     blocks.push_back(block);
   }
   if (slot.external != 0) {

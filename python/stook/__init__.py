@@ -33,7 +33,7 @@ from .errors import (
 )
 from .loader import DataLoader
 from .options import MultiprocessingOptions
-from .stats import LoaderStats
+from .stats import LoaderStats, WorkerMemory
 from .worker_info import WorkerInfo, worker_info
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "StookError",
     "WorkerDied",
     "WorkerInfo",
+    "WorkerMemory",
     "__version__",
     "io",
     "is_shared",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -28,7 +29,7 @@ from ._task import LoaderTask
 from ._thread_limits import limit_library_threads
 from .errors import StookError
 from .options import MultiprocessingOptions
-from .stats import LoaderStats
+from .stats import LoaderStats, WorkerMemory
 
 __all__ = ["ProcessIterator", "ProcessPool", "start"]
 
@@ -62,7 +63,7 @@ class ProcessIterator(_core.ResultIterator, LoaderIterator):  # type: ignore[mis
         elements, size, moved, copied, errors = self.counts()
         live = self._pool.stats()
         return LoaderStats(
-            elements, size, moved, copied, live.restarts, errors, bytes_live=live.bytes_live
+            elements, size, moved, copied, live.restarts, errors, live.bytes_live, live.workers
         )
 
 
@@ -77,7 +78,10 @@ class ProcessPool:
         self._core: Any = None
         self._logs: LogReceiver | None = None
         self._functions_sent = b""
-        self._base = LoaderStats()  # of processes that were replaced
+        # Of processes that were ended or replaced: their counts, and what of their memory is still
+        # leased.
+        self._base = LoaderStats()
+        self._ledgers: list[Any] = []
         self._forked = False
         renew_lock_in_child(self)
         self._start()
@@ -99,7 +103,11 @@ class ProcessPool:
                     "this loader belongs to the process that made it, and this is a forked child of"
                     " it; make a loader here"
                 )
-            if self._core is not None and (not self._core.is_open or self._functions_changed()):
+            if self._core is not None and (
+                not self._core.is_open
+                or _has_ended(self._core.server_pid)  # killed, with nothing under way to lose
+                or self._functions_changed()
+            ):
                 self._stop()
             if self._core is None:
                 self._start()
@@ -108,12 +116,41 @@ class ProcessPool:
             return iterator
 
     def stats(self) -> LoaderStats:
-        """Counts over all passes."""
+        """Counts over all passes, and where the memory is."""
+        with self._lock:
+            base = self._counts()
+            core = self._core
+            held = [ledger.held_bytes() for ledger in self._ledgers]
+            retired = [sum(of_worker) for of_worker in zip(*held, strict=True)]
+            self._ledgers = [
+                ledger for ledger, left in zip(self._ledgers, held, strict=True) if any(left)
+            ]
+            live = sum(retired)
+            if core is None:
+                memory = [(0, 0, 0, 0, 0)] * self._options.num_workers
+            else:
+                memory = core.memory()
+                live += core.totals()[-1]
+        if not retired:
+            retired = [0] * len(memory)
+        return dataclasses.replace(
+            base,
+            bytes_live=live,
+            workers=tuple(
+                WorkerMemory(index, mapped, touched, alive, idle, own_retired + earlier)
+                for index, ((mapped, touched, alive, idle, own_retired), earlier) in enumerate(
+                    zip(memory, retired, strict=True)
+                )
+            ),
+        )
+
+    def _counts(self) -> LoaderStats:
+        """What was delivered over all passes."""
         core = self._core
         base = self._base
         if core is None:
             return base
-        elements, size, moved, copied, restarts, errors, live = core.totals()
+        elements, size, moved, copied, restarts, errors, _ = core.totals()
         return LoaderStats(
             base.elements + elements,
             base.bytes + size,
@@ -121,7 +158,6 @@ class ProcessPool:
             base.copied + copied,
             base.restarts + restarts,
             base.errors + errors,
-            base.bytes_live + live,
         )
 
     def close(self) -> None:
@@ -134,8 +170,9 @@ class ProcessPool:
     def _stop(self) -> None:
         if self._core is None:
             return
-        self._base = self.stats()
+        self._base = self._counts()
         core, self._core = self._core, None
+        self._ledgers.append(core.ledger)
         core.close()
         if self._logs is not None:
             self._logs.close()
@@ -290,6 +327,7 @@ class ProcessPool:
         """In a forked child: processes and descriptors are its parent's, and stay with it."""
         core, self._core = self._core, None
         self._forked = True
+        self._ledgers = []  # so is memory
         if core is not None:
             core.close()
         if self._logs is not None:
@@ -350,6 +388,14 @@ def _crosses_by_name(function: Any) -> bool:
     return found is function
 
 
+def _has_ended(child: int) -> bool:
+    """True if a child process is no more; it is left for whoever is to wait for it."""
+    try:
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
 def _importing_line() -> str:
     """The line of a module's own level that led here."""
     for frame in traceback.extract_stack():
@@ -368,8 +414,11 @@ def _check_forkable() -> None:
             " not use it, nor end cleanly. Start the workers (iterate the loader) before CUDA is"
             " used, or use start_method='forkserver'"
         )
-    others = threading.active_count() - 1
-    native = len(os.listdir("/proc/self/task")) - 1 - others
+    threads = threading.enumerate()
+    # tqdm's monitor and our own reclaim threads hold no lock that workers take.
+    others = sum(type(thread).__name__ != "TMonitor" for thread in threads) - 1
+    reclaiming = _core.reclaimer_stats()["threads"]
+    native = len(os.listdir("/proc/self/task")) - len(threads) - reclaiming
     pools = [name for name in ("torch", "jax") if name in sys.modules and native > 0]
     if others > 0 or pools:
         what = f"{others} other Python threads" if others else f"threads of {', '.join(pools)}"

@@ -1,10 +1,44 @@
-"""What a loader has done so far, in numbers."""
+"""What a loader has done so far, and where its memory is, in numbers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LoaderStats"]
+__all__ = ["LoaderStats", "WorkerMemory"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerMemory:
+    """Where the memory of one worker is, in bytes.
+
+    `mapped`, `live` and `idle` are what the worker told last: it does so after each element and,
+    while it has nothing to do, when it gives memory back, about once a second. They are 0 where no
+    worker runs. `touched` and `retired` are of this moment.
+
+    Attributes:
+      index: The worker's number, from 0.
+      mapped: Blocks that keep their memory: `live` and `idle` together.
+      touched: What the kernel counts for the worker's arena, everything in it included. Below
+        `mapped` where an array was not written to its end; above it by a few pages of bookkeeping.
+      live: Blocks that hold an array, here or in the worker. Of a block that was dropped here the
+        worker learns at its next array, or within about a second.
+      idle: Free blocks that keep their memory for the next array. A worker without work keeps at
+        most 1 MiB, or a sixteenth of `live` if that is more.
+      retired: Blocks of arrays that are still held here, in arenas of earlier workers of this
+        number: they died, or were ended by `close()`. Given back as the arrays go.
+
+    Example:
+      >>> import stook
+      >>> stook.WorkerMemory(0, mapped=3 << 20, touched=3 << 20, live=2 << 20, idle=1 << 20).retired
+      0
+    """
+
+    index: int
+    mapped: int = 0
+    touched: int = 0
+    live: int = 0
+    idle: int = 0
+    retired: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +55,8 @@ class LoaderStats:
       restarts: Workers that were started in place of dead ones.
       errors: Elements whose exception was raised instead.
       bytes_live: Bytes of shared memory that delivered arrays hold at this moment.
+      workers: Where the memory of each worker is at this moment; empty with `num_workers=0` and
+        before the workers are started. After `close()` only `retired` is left in it.
     """
 
     elements: int = 0
@@ -30,3 +66,4 @@ class LoaderStats:
     restarts: int = 0
     errors: int = 0
     bytes_live: int = 0
+    workers: tuple[WorkerMemory, ...] = ()
