@@ -13,6 +13,7 @@
 #include <string_view>
 #include <utility>
 
+#include "bindings/python_api.h"
 #include "bindings/register.h"
 #include "workers/decode/file.h"
 
@@ -57,7 +58,7 @@ class Source {
     while (true) {
       int error = 0;
       {
-        const py::gil_scoped_release release;
+        const WithoutGil without_gil;
         if (path_) error = reader_.read(PyBytes_AS_STRING(encoded_path_.ptr()), want);
         if (error == 0) {
           use(bytes());
@@ -244,7 +245,7 @@ py::object decode_jpeg(const py::object& source_object, const py::object& out, b
   const Target target =
       out.is_none() ? new_target(dims, rank) : existing_target(out, dims, rank, source.bytes());
   {
-    const py::gil_scoped_release release;
+    const WithoutGil without_gil;
     error = decoder->decode(options, target.pixels, target.row_stride);
     decoder.reset();
   }

@@ -7,6 +7,7 @@
 
 #include <numpy/arrayobject.h>
 #include <numpy/arrayscalars.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <mutex>
@@ -24,6 +25,14 @@ inline bool is_uniquely_referenced(PyObject* object) {
 #else
   return Py_REFCNT(object) == 1;
 #endif
+}
+
+// A static type with nothing said yet, to be filled in and then given to PyType_Ready().
+inline PyTypeObject empty_type() {
+  PyTypeObject type{};
+  PyVarObject head = {PyObject_HEAD_INIT(nullptr) 0};
+  type.ob_base = head;
+  return type;
 }
 
 inline PyArrayObject* as_array(PyObject* object) {
@@ -56,14 +65,43 @@ class OwnedRef {
   PyObject* object_ = nullptr;
 };
 
+// Takes the GIL back. While the interpreter ends, Python (before 3.14) answers a daemon thread by
+// ending it, through an unwinding that must not pass through our destructors: they would run
+// without the GIL, and those that are noexcept would end the program. Such a thread stays here
+// instead, holding nothing; `before_staying` lets go of what it has.
+template <class BeforeStaying>
+void restore_thread(PyThreadState* state, BeforeStaying&& before_staying) {
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    before_staying();
+    for (;;) ::pause();  // the end of the process ends it
+  }
+}
+
+// Without the GIL for as long as this lives. Nothing may be locked when it ends.
+class WithoutGil {
+ public:
+  WithoutGil() : state_(PyEval_SaveThread()) {}
+  ~WithoutGil() {
+    restore_thread(state_, [] {});
+  }
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 // Locks a mutex from a thread that holds the GIL. Nobody waits for the mutex with the GIL in hand,
 // so whoever holds the mutex may wait for the GIL.
 class LockWithGil {
  public:
   explicit LockWithGil(std::mutex& mutex) : mutex_(mutex) {
     if (mutex_.try_lock()) return;
-    const py::gil_scoped_release released;
+    PyThreadState* state = PyEval_SaveThread();
     mutex_.lock();
+    restore_thread(state, [this] { mutex_.unlock(); });
   }
   ~LockWithGil() { mutex_.unlock(); }
   LockWithGil(const LockWithGil&) = delete;

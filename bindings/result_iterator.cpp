@@ -227,7 +227,7 @@ bool wait(Iterator* self, bool& long_wait) {
   bool failed = false;
   shm::Error failure(shm::ErrorCode::kBroken, "");
   {
-    const py::gil_scoped_release released;
+    const WithoutGil without_gil;
     const std::lock_guard lock(pool.mutex);
     try {
       if (has_pool(self) && !pool.lock_is_wanted()) {
@@ -313,8 +313,9 @@ PyObject* iterator_next(PyObject* object) {
       if (self->plan != nullptr) produce_from_plan(self);
       state = pool.manager.poll(self->ordered);
       may_produce = pool.manager.can_produce() && !self->producing;
-      // With jobs from Python, one is asked for before each element: the window stays full, and a
-      // slow source holds nothing back that is ready.
+      // With jobs from Python, one is asked for before each element, so that the window stays full.
+      // A source that waits for its next item holds back what is ready: it is the consumer's thread
+      // that asks it, since a source need not stand being asked by another.
       if (state == Manager::State::kReady &&
           (self->plan != nullptr || self->jobs_done || !may_produce || asked)) {
         take(self, *taken);
@@ -368,7 +369,7 @@ std::uint64_t begin_pass(WorkerPool& pool) {
 // Gives up what is under way, if this iterator still has the pool.
 void abandon(Iterator* self) {
   if (self->pool == nullptr || self->pool->manager.in_forked_child()) return;
-  if (self->pass != self->pool->pass) return;
+  if (!self->pool->is_open() || self->pass != self->pool->pass) return;
   begin_pass(*self->pool);
 }
 
@@ -457,7 +458,7 @@ PyMethodDef iterator_methods[] = {
 };
 
 PyTypeObject iterator_type = [] {
-  PyTypeObject type = {PyVarObject_HEAD_INIT(nullptr, 0)};
+  PyTypeObject type = empty_type();
   type.tp_name = "stook._core.ResultIterator";
   type.tp_doc = "ResultIterator(pool, jobs, ordered): results of jobs, as they are asked for.";
   type.tp_basicsize = sizeof(Iterator);

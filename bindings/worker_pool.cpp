@@ -61,7 +61,7 @@ void WorkerPool::close() {
     return;
   }
   manager.wake();
-  const py::gil_scoped_release released;
+  const WithoutGil without_gil;
   const std::lock_guard lock(mutex);
   manager.close();
 }
@@ -107,8 +107,7 @@ void register_worker_pool(py::module_& module) {
           py::arg("fd"))
       .def("totals", &totals)
       .def("memory", &memory)
-      .def_property_readonly("ledger",
-                             [](const WorkerPool& pool) { return pool.manager.ledger(); })
+      .def_property_readonly("ledger", [](const WorkerPool& pool) { return pool.manager.ledger(); })
       .def_property_readonly("is_open", &WorkerPool::is_open)
       .def_property_readonly("server_pid",
                              [](const WorkerPool& pool) { return pool.manager.server_pid(); })

@@ -44,9 +44,10 @@ class WorkerPool : public BlockSource {
       pool_.lock_wanted_.fetch_add(1, std::memory_order_seq_cst);
       // Under the GIL, as close() takes it back: the manager's doorbell is still there.
       if (pool_.is_open()) pool_.manager.wake();
-      const py::gil_scoped_release released;
+      PyThreadState* state = PyEval_SaveThread();
       pool_.mutex.lock();
       pool_.lock_wanted_.fetch_sub(1, std::memory_order_relaxed);
+      restore_thread(state, [this] { pool_.mutex.unlock(); });
     }
     ~LockAwake() { pool_.mutex.unlock(); }
     LockAwake(const LockAwake&) = delete;

@@ -48,6 +48,28 @@ ENDINGS = {
         "t = threading.Thread(target=lambda: list(elements), daemon=True); t.start(); sys.exit(6)",
         6,
     ),
+    "in a daemon thread's loop": (
+        "q = __import__('queue').Queue(4)\n"
+        "def fill():\n"
+        "    for element in stook.DataLoader(range(10**6), load, options=options): q.put(element)\n"
+        "loader.close()\n"
+        "__import__('warnings').simplefilter('ignore')  # of a fork in a thread\n"
+        "threading.Thread(target=fill, daemon=True).start()\n"
+        "for _ in range(200): q.get()\n"
+        "sys.exit(9)",
+        9,
+    ),
+    "in a daemon thread's decoding": (
+        "import subprocess\n"
+        "picture = b'P6 640 480 255 ' + bytes(640 * 480 * 3)\n"
+        "data = subprocess.run('cjpeg', input=picture, stdout=subprocess.PIPE).stdout\n"
+        "def decode():\n"
+        "    while True: stook.io.decode_jpeg(data)\n"
+        "for _ in range(3): threading.Thread(target=decode, daemon=True).start()\n"
+        "for _ in range(20): stook.io.decode_jpeg(data)\n"
+        "sys.exit(10)",
+        10,
+    ),
     "next at exit": ("atexit.register(lambda: print(kept[4][0], next(elements)[0]))", 0),
     "cycle": ("loader.me = loader; kept.append(loader); sys.exit(7)", 7),
     "kept for ever": ("import builtins; builtins.kept = (loader, elements, kept)", 0),
@@ -55,7 +77,7 @@ ENDINGS = {
     "execv": ("os.execv(sys.executable, [sys.executable, '-c', 'import sys; sys.exit(8)'])", 8),
 }
 # A daemon thread hears that its iterator is closed, and may get to say so.
-LOUD = ("exception", "abort", "in a thread's loop")
+LOUD = ("exception", "abort", "in a thread's loop", "in a daemon thread's loop")
 
 
 @each_method
