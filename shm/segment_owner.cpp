@@ -323,6 +323,7 @@ struct Held {
   std::string token;
   FileDescriptor marker;
   std::uint64_t count = 0;
+  std::uint64_t forks = 0;  // when it was opened
 };
 
 struct Adopted {
@@ -359,8 +360,13 @@ std::atomic<Owner*> current{nullptr};
 
 void forget_in_child() { current.store(nullptr, std::memory_order_relaxed); }
 
+// How often this process began to fork: a descriptor opened since then is in no child.
+std::atomic<std::uint64_t> forks{0};
+
+void count_fork() { forks.fetch_add(1, std::memory_order_seq_cst); }
+
 // Registered when the library is loaded, so that no fork goes unnoticed.
-const int registered = ::pthread_atfork(nullptr, nullptr, forget_in_child);
+const int registered = ::pthread_atfork(count_fork, nullptr, forget_in_child);
 
 Owner& make_current() {
   (void)registered;
@@ -440,6 +446,7 @@ OwnerHold::OwnerHold(std::string_view name) {
   // Without the mutex, since this may wait. If another thread is faster, its descriptor serves.
   const std::string path = path_of(marker_name(token));
   FileDescriptor fd;
+  const std::uint64_t forks_before = forks.load(std::memory_order_seq_cst);
   for (;;) {
     fd.reset(open_again(path, O_RDONLY));
     if (!fd.is_open()) {
@@ -460,6 +467,7 @@ OwnerHold::OwnerHold(std::string_view name) {
       throw;
     }
     held->marker = std::move(fd);
+    held->forks = forks_before;
   }
   join(*held);
 }
@@ -486,7 +494,12 @@ OwnerHold::~OwnerHold() {
     if (--held->count != 0) return;
     last = owner->held.extract(held->token);
   }
-  // The lock is asked for through a new descriptor: a child of ours may use this one's segments.
+  // Where no child has the descriptor too, it tells by itself whether the owner lives, which is
+  // the usual case. A child's lock must not be changed: then a new descriptor is opened below.
+  if (held->forks == forks.load(std::memory_order_seq_cst)) {
+    if (::flock(held->marker.get(), LOCK_EX | LOCK_NB) != 0) return;
+    ::flock(held->marker.get(), LOCK_UN);
+  }
   held->marker.reset();
   try {
     sweep_owners({held->token});

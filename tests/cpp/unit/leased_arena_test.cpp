@@ -361,6 +361,7 @@ TEST_F(LeasedArenaTest, ARetiredArenaIsMappedUntilItsLastBlockIsPunched) {
   arena->drop_reference();
   arena->release(3);
   arena->release(4);
+  EXPECT_EQ(reclaimer_stats().outstanding, 3U) << "the arena went before its holes";
   EXPECT_EQ(mappings_of(label_), 2U);
   ASSERT_TRUE(reclaimer.go_on());
   EXPECT_EQ(mappings_of(label_), 1U);

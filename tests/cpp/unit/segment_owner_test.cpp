@@ -221,6 +221,30 @@ TEST_F(SegmentOwner, AnInheritedHoldIsTheParentsToEnd) {
   EXPECT_FALSE(segment_exists(name));
 }
 
+TEST_F(SegmentOwner, AHoldThatALivingChildInheritedKeepsTheNameAfterTheParentsEnd) {
+  Child owner([](const auto& say, const auto& wait) {
+    say(make_segment());
+    wait();
+    return 0;
+  });
+  const std::string name = remember(owner.hear());
+  {
+    OwnerHold hold(name);
+    owner.kill();
+    Child heir([](const auto& say, const auto& wait) {
+      say("inherited");
+      wait();
+      return 0;
+    });
+    ASSERT_EQ(heir.hear(), "inherited");
+    hold = OwnerHold();
+    EXPECT_TRUE(segment_exists(name));
+    EXPECT_TRUE(sweeps(0)) << "the child's lock was lost";
+  }
+  EXPECT_TRUE(sweeps(1));
+  EXPECT_FALSE(segment_exists(name));
+}
+
 TEST_F(SegmentOwner, AChildHasAnIdentityOfItsOwn) {
   const std::string mine = remember(make_segment());
   Child child([&](const auto& say, const auto& wait) {
@@ -383,10 +407,12 @@ TEST_F(SegmentOwner, AHoldWaitsForASweep) {
     return 0;
   });
   ASSERT_EQ(sweeper.hear(), "locked");
+  const std::size_t descriptors = open_descriptors();
   std::thread holder([&] {
     const OwnerHold hold(name);
     EXPECT_FALSE(segment_exists(name)) << "it did not wait";
   });
+  while (open_descriptors() == descriptors) std::this_thread::yield();  // it has the marker open
   sweeper.go_on();
   ASSERT_EQ(sweeper.hear(), "swept");
   holder.join();

@@ -220,10 +220,47 @@ TEST_F(SegmentTest, MappingsOutliveTheName) {
   EXPECT_TRUE(unlink_segment("/" + made->name()));
   EXPECT_FALSE(unlink_segment(made->name()));
   EXPECT_EQ(attached->data()[5], std::byte{5});
-  made->unlink_on_release();  // what is gone already is no failure
-  const std::uint64_t failures = reclaimer_stats().failures;
   EXPECT_EQ(error_of([&] { Segment::attach(made->name()); }).system_errno(), ENOENT);
+}
+
+TEST_F(SegmentTest, WhatIsGoneAlreadyIsNoFailure) {
+  Segment::Pointer segment = create(100);
+  segment->unlink_on_release();
+  EXPECT_TRUE(unlink_segment(segment->name()));
+  const std::uint64_t failures = reclaimer_stats().failures;
+  segment.reset();
   EXPECT_EQ(reclaimer_stats().failures, failures);
+}
+
+TEST_F(SegmentTest, WhatWasReleasedIsNotUnlinkedAgainWhenTheProcessLeaves) {
+  const std::string name = remember("psm_stook_test_" + std::to_string(::getpid()));
+  make_file(name, 100);
+  Segment::Pointer segment = Segment::attach(name);
+  segment->unlink_on_release();
+  segment.reset();
+  EXPECT_FALSE(segment_exists(name));
+  make_file(name, 100);  // another's now
+  leave_segments();
+  EXPECT_TRUE(segment_exists(name));
+}
+
+TEST_F(SegmentTest, AnAttachmentKeepsTheNameOfAKilledOwnerUntilItIsReleased) {
+  Child owner([](const auto& say, const auto& wait) {
+    const Segment::Pointer segment = Segment::create(100);
+    say(segment->name());
+    wait();
+    return 0;
+  });
+  const std::string name = remember(owner.hear());
+  Segment::Pointer first = Segment::attach(name);
+  owner.kill();
+  EXPECT_TRUE(sweeps(0));
+  Segment::Pointer second = Segment::attach(name);
+  first.reset();
+  EXPECT_TRUE(sweeps(0));
+  EXPECT_TRUE(segment_exists(name));
+  second.reset();
+  EXPECT_TRUE(files_of_owner(name).empty());
 }
 
 TEST_F(SegmentTest, AForkedChildUnmapsAndLeavesTheName) {
@@ -282,7 +319,9 @@ TEST_F(SegmentTest, WhatIsNoSegmentIsRefused) {
   EXPECT_TRUE(says(empty, "is empty"));
   const std::string fifo = remember(base + "_fifo");
   ASSERT_EQ(::mkfifo(("/dev/shm/" + fifo).c_str(), 0600), 0);
-  EXPECT_EQ(error_of([&] { Segment::attach(fifo); }).code(), ErrorCode::kInvalidArgument);
+  const Error pipe = error_of([&] { Segment::attach(fifo); });
+  EXPECT_EQ(pipe.code(), ErrorCode::kInvalidArgument);
+  EXPECT_TRUE(says(pipe, "no regular file"));
   const std::string link = remember(base + "_link");
   ASSERT_EQ(::symlink("/etc/passwd", ("/dev/shm/" + link).c_str()), 0);
   EXPECT_EQ(error_of([&] { Segment::attach(link); }).system_errno(), ELOOP);
