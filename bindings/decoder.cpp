@@ -1,5 +1,6 @@
 #include "bindings/decoder.h"
 
+#include "bindings/array_handle.h"
 #include "bindings/array_layout.h"
 #include "bindings/lease.h"
 
@@ -96,6 +97,8 @@ class Decoder::Reading {
         return inline_array();
       case Tag::kBlockArray:
         return block_array();
+      case Tag::kSegmentArray:
+        return segment_array();
       case Tag::kPickled: {
         auto index = reader_.get<std::uint32_t>();
         if (index == kWholePickle) index = 0;
@@ -262,12 +265,7 @@ class Decoder::Reading {
     if (!shape(dimensions, lengths)) return malformed();
     const int order = reader_.get<std::uint8_t>();
     npy_intp strides[NPY_MAXDIMS];
-    if (order == 2) {
-      const std::size_t strides_bytes = sizeof(npy_intp) * static_cast<std::size_t>(dimensions);
-      const std::byte* at = reader_.take(strides_bytes);
-      if (at == nullptr) return malformed();
-      std::memcpy(strides, at, strides_bytes);
-    }
+    if (order == 2 && !read_strides(dimensions, strides)) return malformed();
     // Held against what is left before anything is allocated.
     std::uint64_t bytes = static_cast<std::uint64_t>(PyDataType_ELSIZE(descr));
     bool empty = bytes == 0;
@@ -305,11 +303,7 @@ class Decoder::Reading {
     int dimensions = 0;
     npy_intp lengths[NPY_MAXDIMS];
     npy_intp strides[NPY_MAXDIMS];
-    if (!shape(dimensions, lengths)) return malformed();
-    const std::size_t strides_bytes = sizeof(npy_intp) * static_cast<std::size_t>(dimensions);
-    const std::byte* bytes = reader_.take(strides_bytes);
-    if (bytes == nullptr) return malformed();
-    std::memcpy(strides, bytes, strides_bytes);
+    if (!shape(dimensions, lengths) || !read_strides(dimensions, strides)) return malformed();
     const auto number = reader_.get<std::uint32_t>();
     const auto offset = reader_.get<std::uint64_t>();
     Span span;
@@ -337,6 +331,37 @@ class Decoder::Reading {
     remember_ = remember;
     note(array.get());
     return array.release();
+  }
+
+  PyObject* segment_array() {
+    const bool remember = std::exchange(remember_, false);
+    PyArray_Descr* descr = dtype();
+    if (descr == nullptr) return nullptr;
+    OwnedRef owner(reinterpret_cast<PyObject*>(descr));
+    int dimensions = 0;
+    npy_intp lengths[NPY_MAXDIMS];
+    npy_intp strides[NPY_MAXDIMS];
+    if (!shape(dimensions, lengths) || !read_strides(dimensions, strides)) return malformed();
+    const auto offset = reader_.get<std::uint64_t>();
+    const bool transferred = reader_.get<std::uint8_t>() != 0;
+    const auto length = reader_.get<std::uint64_t>();
+    const std::byte* text = reader_.take(length);
+    if (text == nullptr) return malformed();
+    const std::string name(reinterpret_cast<const char*>(text), length);
+    OwnedRef array(attach_array(name.c_str(), reinterpret_cast<PyArray_Descr*>(owner.release()),
+                                dimensions, lengths, strides, offset, transferred));
+    if (!array) return nullptr;
+    remember_ = remember;
+    note(array.get());
+    return array.release();
+  }
+
+  bool read_strides(int dimensions, npy_intp* strides) {
+    const std::size_t bytes = sizeof(npy_intp) * static_cast<std::size_t>(dimensions);
+    const std::byte* at = reader_.take(bytes);
+    if (at == nullptr) return false;
+    std::memcpy(strides, at, bytes);
+    return true;
   }
 
   bool read_pickle() {

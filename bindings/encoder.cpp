@@ -5,6 +5,8 @@
 
 #include "bindings/array_layout.h"
 #include "bindings/numpy_allocator.h"
+#include "bindings/segment_object.h"
+#include "bindings/shared_memory_array.h"
 
 namespace stook::bindings {
 namespace {
@@ -41,6 +43,7 @@ void Encoder::reset() {
   moved_blocks_.clear();
   made_blocks_.clear();
   copies_.clear();
+  transferred_.clear();
   if (!memo_.empty()) memo_.clear();
   wanted_dtypes_.clear();
   array_bytes_ = 0;
@@ -80,6 +83,11 @@ EncodeResult Encoder::encode(PyObject* root, bool may_move) {
       drop_pickle();
       return EncodeResult::kPythonError;
     }
+  }
+  for (const shm::Segment* segment : transferred_) {
+    workers::SegmentName name{};
+    segment->name().copy(name.text, sizeof name.text - 1);
+    writer_.put(name);
   }
   const EncodeResult result = copy_leaves();
   copies_.clear();
@@ -139,6 +147,7 @@ Encoder::Walk Encoder::walk(PyObject* object, bool unique, int depth) {
   const bool is_container = type == &PyDict_Type || type == &PyTuple_Type || type == &PyList_Type;
   if (!is_container) {
     if (PyArray_IsScalar(object, Generic)) return walk_scalar(object);
+    if (is_shared_memory_array(object)) return walk_segment_array(as_array(object), unique);
     return write_pickled(object);
   }
   if (depth >= kMaxDepth) return write_pickled(object);
@@ -302,6 +311,35 @@ Encoder::Walk Encoder::walk_array(PyArrayObject* array, bool unique) {
                      OwnedRef(reinterpret_cast<PyObject*>(array)), nullptr, bytes});
   ++copied_;
   return Walk::kDone;
+}
+
+Encoder::Walk Encoder::walk_segment_array(PyArrayObject* array, bool unique) {
+  if (memoize(reinterpret_cast<PyObject*>(array), unique)) return Walk::kDone;
+  bool alone = false;
+  shm::Segment* segment = segment_of(array, &alone);
+  if (segment == nullptr) return Walk::kPythonError;
+  array_bytes_ += static_cast<std::uint64_t>(PyArray_NBYTES(array));
+  ++moved_;
+  writer_.put(Tag::kSegmentArray);
+  const Walk outcome = write_dtype(PyArray_DESCR(array));
+  if (outcome != Walk::kDone) return outcome;
+  write_shape(array);
+  write_strides(array);
+  writer_.put(
+      static_cast<std::uint64_t>(PyArray_BYTES(array) - reinterpret_cast<char*>(segment->data())));
+  const bool seen = reinterpret_cast<PyArrayObject_fields*>(array)->weakreflist != nullptr;
+  const bool transferred = may_move_ && unique && alone && !seen && segment->is_created_here() &&
+                           segment->name().size() < sizeof(workers::SegmentName::text);
+  writer_.put(static_cast<std::uint8_t>(transferred));
+  writer_.put(static_cast<std::uint64_t>(segment->name().size()));
+  writer_.put_bytes(segment->name().data(), segment->name().size());
+  if (transferred) transferred_.push_back(segment);
+  return Walk::kDone;
+}
+
+void Encoder::let_go_of_transferred() {
+  for (shm::Segment* segment : transferred_) segment->keep_on_release();
+  transferred_.clear();
 }
 
 void Encoder::write_strides(PyArrayObject* array) {

@@ -10,7 +10,9 @@
 //   - the last base owns its data, got it from our handler, and the data starts a block of this
 //   arena;
 //   - the view covers at least half of that block, and no two of its items overlap.
-// Everything else is copied, once.
+// Everything else is copied, once. A SharedMemoryArray crosses as its handle; if this process
+// created its segment and the same test finds that nobody else holds it here, the other side is to
+// unlink it.
 //
 // All Python code that encoding needs (pickling) runs in prepare steps; the walk that tests for
 // uniqueness and the publication after it run none, so that nothing changes in between.
@@ -26,6 +28,7 @@
 #include "bindings/envelope.h"
 #include "bindings/python_api.h"
 #include "shm/block_allocator.h"
+#include "shm/segment.h"
 #include "workers/protocol.h"
 
 namespace stook::bindings {
@@ -76,6 +79,10 @@ class Encoder {
   std::uint32_t moved() const { return moved_; }
   std::uint32_t copied() const { return copied_; }
   std::uint64_t requested_bytes() const { return requested_bytes_; }
+  // Segments whose names are at the payload's end: the other side is to unlink them.
+  std::uint32_t transferred() const { return static_cast<std::uint32_t>(transferred_.size()); }
+  // To be called once the element was published, and while arrays in `root` are still there.
+  void let_go_of_transferred();
 
  private:
   // Deeper trees go to pickle, which says what it thinks of them.
@@ -98,6 +105,7 @@ class Encoder {
   void reset();
   Walk walk(PyObject* object, bool unique, int depth);
   Walk walk_array(PyArrayObject* array, bool unique);
+  Walk walk_segment_array(PyArrayObject* array, bool unique);
   Walk walk_scalar(PyObject* scalar);
   bool memoize(PyObject* object, bool unique);
   Walk write_dtype(PyArray_Descr* dtype);
@@ -127,6 +135,7 @@ class Encoder {
   std::vector<workers::BlockRef> moved_blocks_;
   std::vector<workers::BlockRef> made_blocks_;
   std::vector<PendingCopy> copies_;
+  std::vector<shm::Segment*> transferred_;  // held by arrays in the element
   std::unordered_map<PyObject*, std::uint32_t> memo_;
   std::uint64_t array_bytes_ = 0;
   std::uint32_t moved_ = 0;

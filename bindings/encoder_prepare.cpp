@@ -2,6 +2,7 @@
 // and then walked again.
 #include "bindings/array_layout.h"
 #include "bindings/encoder.h"
+#include "bindings/shared_memory_array.h"
 
 namespace stook::bindings {
 
@@ -72,6 +73,10 @@ bool Encoder::collect_others(PyObject* object, PyObject* others, bool& has_share
     return true;
   }
   if (PyArray_CheckExact(object) && is_plain_dtype(PyArray_DESCR(as_array(object)))) {
+    if (!is_uniquely_referenced(object)) has_shared = true;
+    return true;
+  }
+  if (is_shared_memory_array(object)) {
     if (!is_uniquely_referenced(object)) has_shared = true;
     return true;
   }

@@ -1,8 +1,10 @@
 // How an element is written down: a tree of tags, with arrays by value or as places in blocks.
 //
-//   envelope := u8 has_pickle [pickle] tree
+//   envelope := u8 has_pickle [pickle] tree names
 //   pickle   := u32 buffer_count { u32 block, u64 offset, u64 bytes } u64 size, bytes
 //   tree     := u8 tag, then as the tag says (encoder.cpp and decoder.cpp, side by side)
+//   names    := the segments that go with the element, for whoever drops it unread
+//               (workers::SegmentName each)
 //
 // Written and read by the same build on the same machine: native byte order, no versions.
 #pragma once
@@ -19,20 +21,22 @@ enum class Tag : std::uint8_t {
   kNone,
   kTrue,
   kFalse,
-  kInt,          // i64
-  kFloat,        // f64
-  kComplex,      // 2 x f64
-  kStr,          // u8 kind (0: ASCII, else bytes per character), u64 length, characters
-  kBytes,        // u64 length, bytes
-  kTuple,        // u64 length, trees
-  kList,         // u64 length, trees
-  kDict,         // u64 length, (key, value) trees
-  kScalar,       // dtype, bytes of one item
-  kInlineArray,  // dtype, shape, u8 order (0: C, 1: Fortran, 2: strides follow), bytes
-  kBlockArray,   // dtype, shape, strides, u32 block, u64 offset in the arena
-  kPickled,      // u32 index into the pickled list
-  kMemoized,     // the next tree can be referred to later
-  kReference,    // u32 index among the memoized
+  kInt,           // i64
+  kFloat,         // f64
+  kComplex,       // 2 x f64
+  kStr,           // u8 kind (0: ASCII, else bytes per character), u64 length, characters
+  kBytes,         // u64 length, bytes
+  kTuple,         // u64 length, trees
+  kList,          // u64 length, trees
+  kDict,          // u64 length, (key, value) trees
+  kScalar,        // dtype, bytes of one item
+  kInlineArray,   // dtype, shape, u8 order (0: C, 1: Fortran, 2: strides follow), bytes
+  kBlockArray,    // dtype, shape, strides, u32 block, u64 offset in the arena
+  kSegmentArray,  // dtype, shape, strides, u64 offset in the segment, u8 transferred, u64 length,
+                  // name
+  kPickled,       // u32 index into the pickled list
+  kMemoized,      // the next tree can be referred to later
+  kReference,     // u32 index among the memoized
 };
 
 // Indices of the pickled list are below this; the whole element as one pickle has its own.

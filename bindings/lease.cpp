@@ -1,6 +1,7 @@
 #include "bindings/lease.h"
 
 #include "bindings/register.h"
+#include "bindings/segment_object.h"
 
 namespace stook::bindings {
 namespace {
@@ -41,7 +42,7 @@ PyObject* lease_repr(PyObject* self) {
 PyBufferProcs lease_buffer = {lease_get_buffer, nullptr};
 
 PyTypeObject lease_type = [] {
-  PyTypeObject type = {PyVarObject_HEAD_INIT(nullptr, 0)};
+  PyTypeObject type = empty_type();
   type.tp_name = "stook._core.Lease";
   type.tp_doc = "A block of shared memory, held for as long as an array over it lives.";
   type.tp_basicsize = sizeof(LeaseObject);
@@ -56,7 +57,7 @@ PyTypeObject lease_type = [] {
 bool is_shared(const py::object& object) {
   PyObject* base = object.ptr();
   while (base != nullptr) {
-    if (is_lease(base)) return true;
+    if (is_lease(base) || is_segment(base)) return true;
     if (PyArray_Check(base)) {
       base = PyArray_BASE(as_array(base));
     } else if (PyMemoryView_Check(base)) {
@@ -95,14 +96,14 @@ bool is_lease(PyObject* object) { return Py_IS_TYPE(object, &lease_type); }
 void register_lease(py::module_& module) {
   if (PyType_Ready(&lease_type) < 0) throw py::error_already_set();
   module.def("is_shared", &is_shared, py::arg("array"), py::pos_only(),
-             R"(Tells whether an array lies in shared memory that a worker handed over.
+             R"(Tells whether an array lies in shared memory.
 
 Args:
   array: A NumPy array or a view of one; anything else is not shared.
 
 Returns:
-  True for arrays that a worker's loader or pool delivered without copying them out of shared
-  memory, and for views of such arrays.
+  True for arrays that a loader delivered without copying them out of shared memory, for
+  `SharedMemoryArray`s, and for views of either.
 
 Example:
   >>> import numpy as np

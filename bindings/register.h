@@ -10,7 +10,10 @@ void register_errors(pybind11::module_& module);
 void register_index_plan(pybind11::module_& module);
 void register_jpeg(pybind11::module_& module);
 void register_lease(pybind11::module_& module);
+void register_reclaimer(pybind11::module_& module);
 void register_result_iterator(pybind11::module_& module);
+void register_segment_object(pybind11::module_& module);
+void register_shared_memory_array(pybind11::module_& module);
 void register_worker_pool(pybind11::module_& module);
 void register_worker_process(pybind11::module_& module);
 

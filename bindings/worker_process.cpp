@@ -184,7 +184,10 @@ class PythonRunner : public workers::JobRunner {
     draft.array_bytes = encoder_.array_bytes();
     draft.moved = encoder_.moved();
     draft.copied = encoder_.copied();
-    return worker.publish(draft);
+    draft.segments = encoder_.transferred();
+    if (!worker.publish(draft)) return false;
+    encoder_.let_go_of_transferred();
+    return true;
   }
 
   void set_exhausted(std::uint64_t requested, workers::Worker& worker) {

@@ -64,6 +64,7 @@ struct Outcome {
   std::uint64_t array_bytes = 0;  // of the arrays in it
   std::uint32_t moved = 0;
   std::uint32_t copied = 0;
+  std::uint32_t segments = 0;  // SegmentNames at the end of the payload
   // kWorkerDied:
   pid_t pid = 0;
   int status = 0;  // as waitpid gives it

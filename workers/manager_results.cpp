@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "shm/error.h"
+#include "shm/segment.h"
 #include "workers/manager.h"
 #include "workers/worker.h"
 
@@ -14,6 +15,23 @@ namespace {
 
 std::span<const BlockRef> block_refs(const std::byte* bytes, std::uint32_t count) {
   return {reinterpret_cast<const BlockRef*>(bytes), count};
+}
+
+// Of an element that nobody takes: the segments that go with it.
+void unlink_segments(std::span<const std::byte> payload, std::uint32_t count) {
+  const std::uint64_t bytes = count * std::uint64_t{sizeof(SegmentName)};
+  if (bytes > payload.size()) return;
+  for (const std::byte* at = payload.data() + payload.size() - bytes;
+       at != payload.data() + payload.size(); at += sizeof(SegmentName)) {
+    SegmentName name;
+    std::memcpy(&name, at, sizeof name);
+    name.text[sizeof name.text - 1] = '\0';
+    try {
+      shm::unlink_segment(name.text);
+    } catch (const shm::Error&) {
+      // Swept with its owner, once that has ended.
+    }
+  }
 }
 
 }  // namespace
@@ -101,6 +119,7 @@ void Manager::receive(std::uint32_t index, const ResultSlot& shared) {
     return;
   }
   if (!wanted) {  // of a pass that was given up
+    unlink_segments(payload, slot.segments);
     for (const BlockRef& block : blocks) worker.arena->release(block.id);
     const auto stale = stale_.find(job);
     if (stale != stale_.end()) {
@@ -119,6 +138,7 @@ void Manager::receive(std::uint32_t index, const ResultSlot& shared) {
   for (const BlockRef& block : blocks) ready_bytes_ += block.bytes;
   outcome.moved = slot.moved;
   outcome.copied = slot.copied;
+  outcome.segments = slot.segments;
   finish(job_record, outcome);
 }
 
@@ -206,6 +226,7 @@ void Manager::release_ready(JobRecord& job) {
     ready_bytes_ -= block.bytes;
     job.outcome.arena->release(block.id);
   }
+  unlink_segments(job.outcome.payload, job.outcome.segments);
   job.outcome = {};
 }
 

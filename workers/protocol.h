@@ -64,6 +64,13 @@ enum class ResultKind : std::uint32_t {
 // The job of a result that belongs to none: kStartupError.
 inline constexpr std::uint64_t kNoJob = ~std::uint64_t{0};
 
+// A named segment that goes with an element: whoever drops the element unread is to unlink it, as
+// nobody else will.
+struct SegmentName {
+  char text[32];  // with a zero at its end
+};
+static_assert(std::is_trivially_copyable_v<SegmentName>);
+
 // One element, published by one release store (shm/ring.h). If block refs and payload do not fit
 // inline, they lie in a block of their own, and the inline part is that block's BlockRef.
 struct ResultSlot {
@@ -76,7 +83,7 @@ struct ResultSlot {
   std::uint32_t external;     // 1: see above
   std::uint32_t moved;        // leaves handed over without a copy
   std::uint32_t copied;       // leaves copied once
-  std::uint32_t reserved;
+  std::uint32_t segments;     // SegmentNames at the end of the payload
   std::byte bytes[kResultInlineBytes];
 };
 static_assert(sizeof(ResultSlot) == kResultSlotBytes);

@@ -189,6 +189,7 @@ bool Worker::publish(const ResultDraft& draft) {
   slot->array_bytes = draft.array_bytes;
   slot->moved = draft.moved;
   slot->copied = draft.copied;
+  slot->segments = draft.segments;
   std::uint64_t handed = envelope_block.bytes;
   for (const BlockRef& block : draft.moved_blocks) {
     std::memcpy(bytes, &block, sizeof block);

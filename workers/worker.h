@@ -50,6 +50,7 @@ struct ResultDraft {
   std::uint64_t array_bytes = 0;
   std::uint32_t moved = 0;
   std::uint32_t copied = 0;
+  std::uint32_t segments = 0;  // SegmentNames at the end of the payload
 };
 
 class Worker;

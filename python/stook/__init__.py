@@ -33,6 +33,13 @@ from .errors import (
 )
 from .loader import DataLoader
 from .options import MultiprocessingOptions
+from .shared_memory_array import (
+    SharedMemoryArray,
+    SharedMemoryArrayMetadata,
+    copy_to_shared,
+    open_from_shared,
+    unlink_shared,
+)
 from .stats import LoaderStats, WorkerMemory
 from .worker_info import WorkerInfo, worker_info
 
@@ -45,13 +52,18 @@ __all__ = [
     "MultiprocessingOptions",
     "PoolBroken",
     "RemoteError",
+    "SharedMemoryArray",
+    "SharedMemoryArrayMetadata",
     "SharedMemoryExhausted",
     "StookError",
     "WorkerDied",
     "WorkerInfo",
     "WorkerMemory",
     "__version__",
+    "copy_to_shared",
     "io",
     "is_shared",
+    "open_from_shared",
+    "unlink_shared",
     "worker_info",
 ]

@@ -1,12 +1,14 @@
 """The C++ side of stook. Private: what people import is the package stook."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from os import PathLike
-from typing import Any, Protocol, SupportsIndex, SupportsInt, TypeAlias
+from typing import Any, Protocol, SupportsIndex, SupportsInt, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Buffer, disjoint_base
+from typing_extensions import Buffer, Self, disjoint_base
+
+from .shared_memory_array import SharedMemoryArrayMetadata
 
 __version__: str
 
@@ -51,6 +53,34 @@ def jpeg_info(source: _Source) -> tuple[int, int, int, str, str | None, bool, bo
 
 def is_shared(array: object, /) -> bool: ...
 
+# ---- bindings/shared_memory_array.cpp
+
+@final
+class SharedMemoryArrayType(type):
+    @property
+    def __array_finalize__(cls) -> Any: ...
+
+@final
+class SharedMemoryArray(np.ndarray[Any, Any], metaclass=SharedMemoryArrayType):
+    def __new__(cls, shape: SupportsIndex | Iterable[SupportsIndex], dtype: Any = ...) -> Self: ...
+    @property
+    def metadata(self) -> SharedMemoryArrayMetadata: ...
+    def unlink_on_del(self) -> None: ...
+    def _keep_on_del(self) -> None: ...
+    @staticmethod
+    def from_metadata(metadata: SharedMemoryArrayMetadata) -> SharedMemoryArray: ...
+    @staticmethod
+    def enable_async_del(num_threads: int = 1, max_outstanding_requests: int = 50) -> None: ...
+
+# ---- bindings/reclaimer.cpp
+
+def unlink_segment(name: str) -> bool: ...
+def reclaimer_stats() -> dict[str, int]: ...
+def flush_reclaimer(seconds: float) -> bool: ...
+def finish_reclaimer(seconds: float) -> None: ...
+def leave_segments() -> None: ...
+def sweep_leftover_segments() -> int: ...
+
 # ---- bindings/worker_pool.cpp
 
 class _ParentFunctions(Protocol):
@@ -81,6 +111,7 @@ class _ParentFunctions(Protocol):
 class LeaseLedger(metaclass=_Pybind11Type):
     """What of each worker's memory is still leased; outlives the pool."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...  # raises
     def held_bytes(self) -> list[int]: ...
 
 class WorkerPool(metaclass=_Pybind11Type):

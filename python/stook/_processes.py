@@ -103,7 +103,11 @@ class ProcessPool:
                     "this loader belongs to the process that made it, and this is a forked child of"
                     " it; make a loader here"
                 )
-            if self._core is not None and (not self._core.is_open or self._functions_changed()):
+            if self._core is not None and (
+                not self._core.is_open
+                or _has_ended(self._core.server_pid)  # killed, with nothing under way to lose
+                or self._functions_changed()
+            ):
                 self._stop()
             if self._core is None:
                 self._start()
@@ -170,6 +174,8 @@ class ProcessPool:
         core, self._core = self._core, None
         self._ledgers.append(core.ledger)
         core.close()
+        # What workers had made and nobody took; what somebody did take is not touched.
+        _core.sweep_leftover_segments()
         if self._logs is not None:
             self._logs.close()
             self._logs = None
@@ -384,6 +390,14 @@ def _crosses_by_name(function: Any) -> bool:
     return found is function
 
 
+def _has_ended(child: int) -> bool:
+    """True if a child process is no more; it is left for whoever is to wait for it."""
+    try:
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
 def _importing_line() -> str:
     """The line of a module's own level that led here."""
     for frame in traceback.extract_stack():
@@ -402,8 +416,11 @@ def _check_forkable() -> None:
             " not use it, nor end cleanly. Start the workers (iterate the loader) before CUDA is"
             " used, or use start_method='forkserver'"
         )
-    others = threading.active_count() - 1
-    native = len(os.listdir("/proc/self/task")) - 1 - others
+    threads = threading.enumerate()
+    # tqdm's monitor and our own reclaim threads hold no lock that workers take.
+    others = sum(type(thread).__name__ != "TMonitor" for thread in threads) - 1
+    reclaiming = _core.reclaimer_stats()["threads"]
+    native = len(os.listdir("/proc/self/task")) - len(threads) - reclaiming
     pools = [name for name in ("torch", "jax") if name in sys.modules and native > 0]
     if others > 0 or pools:
         what = f"{others} other Python threads" if others else f"threads of {', '.join(pools)}"

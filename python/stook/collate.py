@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from ._core import SharedMemoryArray
+
 __all__ = ["Assembler", "assemble"]
 
 
@@ -25,7 +27,8 @@ class Assembler:
     A tree of `dict` (also `OrderedDict`, `defaultdict`), `list`, `tuple`, named tuples and
     dataclasses keeps its form, and each of its leaves becomes one value of `len(indices)` entries:
 
-    - `numpy.ndarray` and `numpy.memmap` of shape s: an array of shape (n, *s), same dtype;
+    - `numpy.ndarray`, `numpy.memmap`, `SharedMemoryArray` of shape s: an array of shape (n, *s),
+      same dtype;
     - NumPy's scalars: an array of shape (n,), same dtype;
     - `bool`, `int`, `float`, `complex`: an array of shape (n,), dtype bool, int64, float64,
       complex128;
@@ -328,14 +331,15 @@ _NUMBERS: dict[type, np.dtype[Any]] = {
     complex: np.dtype(np.complex128),
 }
 _DICTS = (dict, OrderedDict, defaultdict)
+# Other subclasses of ndarray mean something (a mask, a unit) that a plain array would drop.
+_STACKED = (np.ndarray, np.memmap, SharedMemoryArray)
 
 
 def _is_array(value: Any) -> bool:
     """True for arrays and scalars that a plain array holds without loss."""
     if isinstance(value, np.generic):
         return not isinstance(value, (np.str_, np.bytes_, np.object_))
-    # Other subclasses of ndarray mean something (a mask, a unit) that a plain array would drop.
-    return type(value) in (np.ndarray, np.memmap) and not value.dtype.hasobject
+    return type(value) in _STACKED and not value.dtype.hasobject
 
 
 def _is_tensor(value: Any, torch: Any) -> bool:

@@ -226,6 +226,17 @@ def test_the_fork_server_is_killed(method: str) -> None:
     assert all(np.array_equal(e["array"], element(e["index"])["array"]) for e in kept)
 
 
+@each_method
+def test_the_fork_server_is_killed_between_two_passes(method: str) -> None:
+    with running(method) as (loader, elements):
+        for _ in elements:
+            pass
+        os.kill(loader._pool._core.server_pid, signal.SIGKILL)
+        assert wait_until(lambda: not alive(loader._pool._core.server_pid), 30)
+        # Nothing was under way that could be lost: the next pass starts another.
+        assert [e["index"] for e in loader] == list(range(200))
+
+
 @pytest.mark.long  # the loader gives it five seconds
 @each_method
 def test_closing_with_a_stopped_fork_server(method: str) -> None:

@@ -1,0 +1,79 @@
+#include "bindings/segment_object.h"
+
+#include "bindings/register.h"
+
+namespace stook::bindings {
+namespace {
+
+struct SegmentObject {
+  PyObject_HEAD shm::Segment* segment;
+};
+
+void segment_dealloc(PyObject* self) {
+  shm::Segment::release(reinterpret_cast<SegmentObject*>(self)->segment);
+  PyObject_Free(self);
+}
+
+// Writable, as a Lease's is.
+int segment_get_buffer(PyObject* self, Py_buffer* view, int flags) {
+  const shm::Segment* segment = reinterpret_cast<SegmentObject*>(self)->segment;
+  return PyBuffer_FillInfo(view, self, segment->data(), static_cast<Py_ssize_t>(segment->size()), 0,
+                           flags);
+}
+
+PyObject* segment_repr(PyObject* self) {
+  const shm::Segment* segment = reinterpret_cast<SegmentObject*>(self)->segment;
+  return PyUnicode_FromFormat("<stook segment %s of %llu bytes>", segment->name().c_str(),
+                              static_cast<unsigned long long>(segment->size()));
+}
+
+PyBufferProcs segment_buffer = {segment_get_buffer, nullptr};
+
+PyTypeObject segment_type = [] {
+  PyTypeObject type = empty_type();
+  type.tp_name = "stook._core.Segment";
+  type.tp_doc = "A mapping of a named segment, held for as long as an array over it lives.";
+  type.tp_basicsize = sizeof(SegmentObject);
+  type.tp_dealloc = segment_dealloc;
+  type.tp_repr = segment_repr;
+  type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION;
+  type.tp_as_buffer = &segment_buffer;
+  return type;
+}();
+
+}  // namespace
+
+PyObject* make_segment_object(shm::Segment::Pointer segment) {
+  auto* object = PyObject_New(SegmentObject, &segment_type);
+  if (object == nullptr) return nullptr;
+  object->segment = segment.release();
+  return reinterpret_cast<PyObject*>(object);
+}
+
+bool is_segment(PyObject* object) { return Py_IS_TYPE(object, &segment_type); }
+
+bool leads_to_segment(PyArrayObject* array) {
+  PyObject* base = PyArray_BASE(array);
+  while (base != nullptr && PyArray_Check(base)) base = PyArray_BASE(as_array(base));
+  return base != nullptr && is_segment(base);
+}
+
+shm::Segment* segment_of(PyArrayObject* array, bool* unique) {
+  bool alone = true;
+  PyObject* base = PyArray_BASE(array);
+  while (base != nullptr) {
+    alone &= is_uniquely_referenced(base);
+    if (!PyArray_Check(base)) break;
+    base = PyArray_BASE(as_array(base));
+  }
+  if (unique != nullptr) *unique = alone;
+  if (base != nullptr && is_segment(base)) return reinterpret_cast<SegmentObject*>(base)->segment;
+  PyErr_SetString(PyExc_ValueError, "this array lies in no segment");
+  return nullptr;
+}
+
+void register_segment_object(py::module_&) {
+  if (PyType_Ready(&segment_type) < 0) throw py::error_already_set();
+}
+
+}  // namespace stook::bindings

@@ -1,0 +1,25 @@
+// One mapping of a named segment, as a Python object: the base of every array over it.
+//
+// Views, DLPack exports and torch tensors hold it, so the mapping goes exactly when nobody can see
+// it any more (shm::Segment::release).
+#pragma once
+
+#include "bindings/python_api.h"
+#include "shm/segment.h"
+
+namespace stook::bindings {
+
+// New reference; takes the segment over, also if this fails (nullptr with an error set). GIL.
+PyObject* make_segment_object(shm::Segment::Pointer segment);
+
+bool is_segment(PyObject* object);
+
+// True if the chain of bases of `array` ends at a segment.
+bool leads_to_segment(PyArrayObject* array);
+
+// The segment at the end of the chain, or nullptr with an error set. Lives as long as the array.
+// With `unique`, also says whether each object on the chain has one reference, so that nobody but
+// `array` can see the segment in this process. Requires GIL.
+shm::Segment* segment_of(PyArrayObject* array, bool* unique = nullptr);
+
+}  // namespace stook::bindings
