@@ -49,6 +49,7 @@ SETTINGS: dict[Setting, list[str]] = {
     Setting("array", 2, 8): DEFAULT_PEERS,
     Setting("dict", 2, 8): DEFAULT_PEERS,
     Setting("batch", 2, 8): DEFAULT_PEERS,
+    Setting("large", 2, 8): FEW,
     Setting("small", 2, 64): DEFAULT_PEERS,
     Setting("small", 2, 8): DEFAULT_PEERS,
     Setting("photo", 2, 8): DEFAULT_PEERS,
@@ -85,6 +86,7 @@ CLAIMS = [
     Claim(Setting("batch", 2, 8), "torch", 15),
     Claim(Setting("batch", 2, 8), "grain", 15),
     Claim(Setting("batch", 2, 8), LIMIT, 1.25, at_most=True),
+    Claim(Setting("large", 2, 8), "grain", 20),
     Claim(Setting("small", 2, 64), "imap", 25),
     Claim(Setting("small", 2, 8), "imap", 10),
     Claim(Setting("photo", 2, 8), "threads", 1.05, at_most=True),
@@ -197,7 +199,7 @@ def skip_what_is_missing(args: argparse.Namespace, results: Results) -> list[str
 
 def consumers_of(work: str) -> list[str]:
     # 16 bytes are read when they are touched; beside decoding a photograph, reading it is nothing.
-    return ["touch", "read"] if work in ("array", "dict", "batch") else ["touch"]
+    return ["touch", "read"] if work in ("array", "dict", "batch", "large") else ["touch"]
 
 
 def run_all(args: argparse.Namespace, results: Results) -> None:

@@ -12,12 +12,14 @@ import sys
 
 import compare
 import memory
+import segments
 import start
 import syscalls
 from report import RESULTS
 
 SCRIPTS = {
     "compare": (compare.main, ["--quick"]),
+    "segments": (segments.main, ["--rounds", "1", "--seconds", "0.05"]),
     "start": (start.main, ["--rounds", "1"]),
     "memory": (memory.main, ["--elements", "500"]),
     "syscalls": (syscalls.main, ["--rounds", "1", "--elements", "2000"]),

@@ -38,6 +38,10 @@ def batch(index: int) -> np.ndarray:
     return np.full((BATCH, 224, 224, 3), mark(index), np.uint8)
 
 
+def large(index: int) -> np.ndarray:
+    return np.full(6 << 20, mark(index), np.uint8)
+
+
 def small(index: int) -> np.ndarray:
     return np.full(16, mark(index), np.uint8)
 
@@ -111,6 +115,7 @@ WORKS = {
         leaf=lambda element: element["image"],
     ),
     "batch": Work("4.8 MB batches made by NumPy", batch, BATCH * 150_528, 4),
+    "large": Work("6 MiB arrays made by NumPy", large, 6 << 20, 4),
     "small": Work("16-byte results", small, 16, 256),
     "photo": Work("photographs, one per element", photo, 150_528, 16, marked=False),
     "photo-batch": Work(
