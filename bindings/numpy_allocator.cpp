@@ -31,7 +31,7 @@ void* fallback_malloc(std::size_t size) {
 
 std::byte* arena_malloc(std::size_t size, bool* zeroed) {
   if (!active.load(std::memory_order_relaxed) || size < min_bytes) return nullptr;
-  const auto allocation = arena->allocate(size);
+  const auto allocation = arena->allocate_array(size);
   // Out of arena: the heap serves, and the array is copied when it is handed over.
   if (!allocation) return nullptr;
   *zeroed = allocation->block.zeroed;

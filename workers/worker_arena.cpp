@@ -56,9 +56,19 @@ void WorkerArena::harvest() {
 }
 
 std::optional<WorkerArena::Allocation> WorkerArena::allocate(std::uint64_t bytes) {
+  return allocate_up_to(bytes, shm::kMaxBlocks);
+}
+
+std::optional<WorkerArena::Allocation> WorkerArena::allocate_array(std::uint64_t bytes) {
+  return allocate_up_to(bytes, kMaxArrayBlocks);
+}
+
+std::optional<WorkerArena::Allocation> WorkerArena::allocate_up_to(std::uint64_t bytes,
+                                                                   std::uint64_t most_blocks) {
   if (in_forked_child()) return std::nullopt;  // its copy of the mutex may be locked for ever
   const std::lock_guard lock(mutex_);
   harvest();
+  if (allocator_.stats().live_blocks >= most_blocks) return std::nullopt;
   const auto block = allocator_.allocate(bytes);
   if (!block) return std::nullopt;
   return Allocation{memory_.data() + block->offset, *block};

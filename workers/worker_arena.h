@@ -34,6 +34,10 @@ class WorkerArena {
 
   // Nothing if the arena or the machine has no room, or in a forked child of the worker.
   std::optional<Allocation> allocate(std::uint64_t bytes);
+  // For an array of user code, which may keep it for ever: nothing once kMaxArrayBlocks are live,
+  // so that results and errors always find a block to travel in.
+  std::optional<Allocation> allocate_array(std::uint64_t bytes);
+  static constexpr std::uint64_t kMaxArrayBlocks = shm::kMaxBlocks / 4 * 3;
   // True if `pointer` lies in the arena, whoever may use it.
   bool contains(const void* pointer) const noexcept { return memory_.contains(pointer); }
   // The worker's own hold of the block at `pointer` ends. Any thread.
@@ -63,6 +67,7 @@ class WorkerArena {
 
  private:
   void harvest();
+  std::optional<Allocation> allocate_up_to(std::uint64_t bytes, std::uint64_t most_blocks);
   static void remap_private_in_child();
 
   shm::FileDescriptor fd_;

@@ -49,6 +49,23 @@ TEST_F(WorkerArenaTest, AFreedArraysBlockIsTheNext) {
   EXPECT_EQ(arena_.allocate(10000)->data, first->data);
 }
 
+TEST(WorkerArenaBlocksTest, ArraysLeaveBlocksForResults) {
+  // Larger than the fixture's: a page each.
+  constexpr std::uint64_t kAll = (shm::kMaxBlocks + 16) * std::uint64_t{shm::kPageBytes};
+  const shm::ArenaLayout layout{8, sizeof(ResultSlot), kAll};
+  WorkerArena arena(shm::create_shared_memory("stook-test", kAll), layout);
+  void* last = nullptr;
+  for (std::uint64_t i = 0; i < WorkerArena::kMaxArrayBlocks; ++i) {
+    const auto array = arena.allocate_array(1);
+    ASSERT_TRUE(array) << i;
+    last = array->data;
+  }
+  EXPECT_FALSE(arena.allocate_array(1)) << "user code may keep what it has for ever";
+  EXPECT_TRUE(arena.allocate(1)) << "a result needs one";
+  arena.free(last);
+  EXPECT_FALSE(arena.allocate_array(1)) << "the result's counts";
+}
+
 TEST_F(WorkerArenaTest, AReturnedBlockIsTheNextOnceTheWorkersArrayDiedToo) {
   const auto block = arena_.allocate(10000);
   hand_over(*block);
