@@ -26,6 +26,16 @@ bool contiguous_strides(const std::vector<npy_intp>& shape, PyArray_Descr* dtype
   return true;
 }
 
+// True if contiguous_strides() gives these very strides, also those of dimensions of length 1.
+bool has_standard_strides(PyArrayObject* array) {
+  npy_intp step = PyArray_ITEMSIZE(array);
+  for (int i = PyArray_NDIM(array); i-- > 0;) {
+    if (PyArray_STRIDE(array, i) != step) return false;
+    step *= PyArray_DIM(array, i);
+  }
+  return step != 0;
+}
+
 // stook.shared_memory_array, which defines the metadata. Borrowed; nullptr with an error set.
 PyObject* python_side() {
   static PyObject* module = nullptr;  // NOLINT: kept for ever
@@ -147,12 +157,27 @@ PyObject* get_metadata(PyObject* self, void*) {
 }
 
 PyObject* reduce_array(PyObject* self, PyObject*) {
+  PyArrayObject* array = as_array(self);
+  const shm::Segment* segment = segment_of(array);
   PyObject* module = python_side();
-  if (module == nullptr) return nullptr;
-  const OwnedRef open(PyObject_GetAttrString(module, "_open_handle"));
-  const OwnedRef metadata(get_metadata(self, nullptr));
-  if (!open || !metadata) return nullptr;
-  return Py_BuildValue("(O(O))", open.get(), metadata.get());
+  if (segment == nullptr || module == nullptr) return nullptr;
+  static PyObject* open = nullptr;  // NOLINT: kept for ever
+  if (open == nullptr) open = PyObject_GetAttrString(module, "_attach_array");
+  // Flat, and short where it can be: a handle is pickled for every array that is sent.
+  PyArray_Descr* dtype = PyArray_DESCR(array);
+  PyObject* metadata = PyDataType_METADATA(dtype);
+  const bool is_number =
+      PyTypeNum_ISNUMBER(dtype->type_num) && (metadata == nullptr || metadata == Py_None);
+  const OwnedRef text(is_number ? PyObject_GetAttrString(reinterpret_cast<PyObject*>(dtype), "str")
+                                : Py_NewRef(reinterpret_cast<PyObject*>(dtype)));
+  const OwnedRef shape = tuple_of(PyArray_NDIM(array), PyArray_DIMS(array));
+  const OwnedRef strides = has_standard_strides(array)
+                               ? OwnedRef(Py_NewRef(Py_None))
+                               : tuple_of(PyArray_NDIM(array), PyArray_STRIDES(array));
+  if (open == nullptr || !text || !shape || !strides) return nullptr;
+  const auto offset = PyArray_BYTES(array) - reinterpret_cast<char*>(segment->data());
+  return Py_BuildValue("(O(sOOOn))", open, segment->name().c_str(), text.get(), shape.get(),
+                       strides.get(), static_cast<Py_ssize_t>(offset));
 }
 
 PyObject* attach_array(const char* name, PyArray_Descr* dtype, int dimensions,
@@ -161,7 +186,9 @@ PyObject* attach_array(const char* name, PyArray_Descr* dtype, int dimensions,
   OwnedRef owner(reinterpret_cast<PyObject*>(dtype));
   if (!check_dtype(dtype)) return nullptr;
   try {
-    shm::Segment::Pointer segment = shm::Segment::attach(name);
+    const OwnedRef base(attach_segment_object(name));
+    if (!base) return nullptr;
+    shm::Segment* segment = segment_in(base.get());
     Span span;
     const bool positive =
         std::all_of(shape, shape + dimensions, [](npy_intp length) { return length >= 0; });
@@ -175,8 +202,8 @@ PyObject* attach_array(const char* name, PyArray_Descr* dtype, int dimensions,
       return nullptr;
     }
     if (unlink_on_del) segment->unlink_on_release();
-    return make_array(std::move(segment), reinterpret_cast<PyArray_Descr*>(owner.release()),
-                      dimensions, shape, strides, offset);
+    return make_array(base.get(), reinterpret_cast<PyArray_Descr*>(owner.release()), dimensions,
+                      shape, strides, offset);
   } catch (const shm::Error& error) {
     set_python_error(error);
   } catch (const std::bad_alloc&) {
@@ -184,6 +211,50 @@ PyObject* attach_array(const char* name, PyArray_Descr* dtype, int dimensions,
   }
   return nullptr;
 }
+
+namespace {
+
+// As a handle describes it; `given_strides` and `given_offset` may be None.
+PyObject* attach_described(PyObject* name, PyObject* given_shape, PyObject* given_dtype,
+                           PyObject* given_strides, PyObject* given_offset) {
+  const char* text = PyUnicode_AsUTF8(name);
+  PyArray_Descr* dtype = nullptr;
+  if (text == nullptr || PyArray_DescrConverter(given_dtype, &dtype) == 0) return nullptr;
+  OwnedRef owner(reinterpret_cast<PyObject*>(dtype));
+  try {
+    std::vector<npy_intp> shape;
+    std::vector<npy_intp> strides;
+    if (!convert_shape(given_shape, shape)) return nullptr;
+    std::uint64_t offset = 0;
+    if (given_offset != Py_None) {
+      offset = PyLong_AsUnsignedLongLong(given_offset);
+      if (PyErr_Occurred() != nullptr) {
+        if (!PyErr_ExceptionMatches(PyExc_OverflowError)) return nullptr;
+        PyErr_Format(PyExc_ValueError, "SharedMemoryArray: the handle's offset is %R",
+                     given_offset);
+        return nullptr;
+      }
+    }
+    if (given_strides != Py_None) {
+      if (!convert_lengths(given_strides, strides)) return nullptr;
+      if (strides.size() != shape.size()) {
+        PyErr_Format(
+            PyExc_ValueError, "SharedMemoryArray: the handle has %zd lengths and %zd strides",
+            static_cast<Py_ssize_t>(shape.size()), static_cast<Py_ssize_t>(strides.size()));
+        return nullptr;
+      }
+    } else if (!contiguous_strides(shape, dtype, strides)) {
+      return nullptr;
+    }
+    return attach_array(text, reinterpret_cast<PyArray_Descr*>(owner.release()),
+                        static_cast<int>(shape.size()), shape.data(), strides.data(), offset,
+                        false);
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
+  }
+}
+
+}  // namespace
 
 PyObject* array_from_metadata(PyObject*, PyObject* metadata) {
   const OwnedRef name = optional_attribute(metadata, "name");
@@ -200,41 +271,21 @@ PyObject* array_from_metadata(PyObject*, PyObject* metadata) {
                  metadata);
     return nullptr;
   }
-  const char* text = PyUnicode_AsUTF8(name.get());
-  PyArray_Descr* dtype = nullptr;
-  if (text == nullptr || PyArray_DescrConverter(given_dtype.get(), &dtype) == 0) return nullptr;
-  OwnedRef owner(reinterpret_cast<PyObject*>(dtype));
-  try {
-    std::vector<npy_intp> shape;
-    std::vector<npy_intp> strides;
-    if (!convert_shape(given_shape.get(), shape)) return nullptr;
-    std::uint64_t offset = 0;
-    if (given_offset.get() != Py_None) {
-      offset = PyLong_AsUnsignedLongLong(given_offset.get());
-      if (PyErr_Occurred() != nullptr) {
-        if (!PyErr_ExceptionMatches(PyExc_OverflowError)) return nullptr;
-        PyErr_Format(PyExc_ValueError, "SharedMemoryArray: the handle's offset is %R",
-                     given_offset.get());
-        return nullptr;
-      }
-    }
-    if (given_strides.get() != Py_None) {
-      if (!convert_lengths(given_strides.get(), strides)) return nullptr;
-      if (strides.size() != shape.size()) {
-        PyErr_Format(
-            PyExc_ValueError, "SharedMemoryArray: the handle has %zd lengths and %zd strides",
-            static_cast<Py_ssize_t>(shape.size()), static_cast<Py_ssize_t>(strides.size()));
-        return nullptr;
-      }
-    } else if (!contiguous_strides(shape, dtype, strides)) {
-      return nullptr;
-    }
-    return attach_array(text, reinterpret_cast<PyArray_Descr*>(owner.release()),
-                        static_cast<int>(shape.size()), shape.data(), strides.data(), offset,
-                        false);
-  } catch (const std::bad_alloc&) {
-    return PyErr_NoMemory();
+  return attach_described(name.get(), given_shape.get(), given_dtype.get(), given_strides.get(),
+                          given_offset.get());
+}
+
+PyObject* attach_pickled(PyObject*, PyObject* arguments) {
+  PyObject* name = nullptr;
+  PyObject* dtype = nullptr;
+  PyObject* shape = nullptr;
+  PyObject* strides = nullptr;
+  PyObject* offset = nullptr;
+  if (PyArg_ParseTuple(arguments, "UOOOO:_attach_array", &name, &dtype, &shape, &strides,
+                       &offset) == 0) {
+    return nullptr;
   }
+  return attach_described(name, shape, dtype, strides, offset);
 }
 
 }  // namespace stook::bindings

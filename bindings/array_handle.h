@@ -30,5 +30,7 @@ PyObject* attach_array(const char* name, PyArray_Descr* dtype, int dimensions,
 PyObject* get_metadata(PyObject* array, void*);
 PyObject* reduce_array(PyObject* array, PyObject*);
 PyObject* array_from_metadata(PyObject*, PyObject* metadata);
+// What a pickled array calls: (name, dtype, shape, strides or None, offset).
+PyObject* attach_pickled(PyObject*, PyObject* arguments);
 
 }  // namespace stook::bindings

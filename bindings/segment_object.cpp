@@ -1,6 +1,13 @@
 #include "bindings/segment_object.h"
 
+#include <new>
+#include <string_view>
+#include <unordered_map>
+
+#include "bindings/errors.h"
 #include "bindings/register.h"
+#include "shm/error.h"
+#include "shm/segment_owner.h"
 
 namespace stook::bindings {
 namespace {
@@ -9,7 +16,17 @@ struct SegmentObject {
   PyObject_HEAD shm::Segment* segment;
 };
 
+// By name, what this process has mapped. Borrowed: an object takes itself out. Guarded by the GIL.
+// Names of ours are given once, so a name that is still there leads to what is mapped.
+std::unordered_map<std::string_view, SegmentObject*>& mapped() {
+  static auto* objects = new std::unordered_map<std::string_view, SegmentObject*>();
+  return *objects;
+}
+
 void segment_dealloc(PyObject* self) {
+  const auto* object = reinterpret_cast<SegmentObject*>(self);
+  const auto entry = mapped().find(object->segment->name());
+  if (entry != mapped().end() && entry->second == object) mapped().erase(entry);
   shm::Segment::release(reinterpret_cast<SegmentObject*>(self)->segment);
   PyObject_Free(self);
 }
@@ -47,7 +64,34 @@ PyObject* make_segment_object(shm::Segment::Pointer segment) {
   auto* object = PyObject_New(SegmentObject, &segment_type);
   if (object == nullptr) return nullptr;
   object->segment = segment.release();
+  if (!shm::segment_token(object->segment->name()).empty()) {
+    try {
+      mapped().try_emplace(object->segment->name(), object);
+    } catch (const std::bad_alloc&) {
+      // A handle that comes to this process gets a mapping of its own.
+    }
+  }
   return reinterpret_cast<PyObject*>(object);
+}
+
+PyObject* attach_segment_object(const char* name) {
+  const auto entry = mapped().find(name);
+  if (entry != mapped().end() && shm::segment_exists(name)) {
+    Py_INCREF(entry->second);
+    return reinterpret_cast<PyObject*>(entry->second);
+  }
+  try {
+    return make_segment_object(shm::Segment::attach(name));
+  } catch (const shm::Error& error) {
+    set_python_error(error);
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  }
+  return nullptr;
+}
+
+shm::Segment* segment_in(PyObject* object) {
+  return reinterpret_cast<SegmentObject*>(object)->segment;
 }
 
 bool is_segment(PyObject* object) { return Py_IS_TYPE(object, &segment_type); }
@@ -67,7 +111,7 @@ shm::Segment* segment_of(PyArrayObject* array, bool* unique) {
     base = PyArray_BASE(as_array(base));
   }
   if (unique != nullptr) *unique = alone;
-  if (base != nullptr && is_segment(base)) return reinterpret_cast<SegmentObject*>(base)->segment;
+  if (base != nullptr && is_segment(base)) return segment_in(base);
   PyErr_SetString(PyExc_ValueError, "this array lies in no segment");
   return nullptr;
 }

@@ -12,6 +12,14 @@ namespace stook::bindings {
 // New reference; takes the segment over, also if this fails (nullptr with an error set). GIL.
 PyObject* make_segment_object(shm::Segment::Pointer segment);
 
+// New reference to the object that has the segment `name` mapped in this process already, if its
+// name still leads to it; else attaches the segment. One mapping serves all handles of a segment
+// that come to a process. nullptr with an error set. Requires GIL.
+PyObject* attach_segment_object(const char* name);
+
+// The segment that such an object holds.
+shm::Segment* segment_in(PyObject* object);
+
 bool is_segment(PyObject* object);
 
 // True if the chain of bases of `array` ends at a segment.

@@ -84,7 +84,9 @@ PyObject* array_new(PyTypeObject*, PyObject* arguments, PyObject* keywords) {
       const WithoutGil without_gil;  // reserving 100 MB takes milliseconds
       segment = shm::Segment::create(bytes);
     }
-    return make_array(std::move(segment), reinterpret_cast<PyArray_Descr*>(dtype.release()),
+    const OwnedRef base(make_segment_object(std::move(segment)));
+    if (!base) return nullptr;
+    return make_array(base.get(), reinterpret_cast<PyArray_Descr*>(dtype.release()),
                       static_cast<int>(shape.size()), shape.data(), nullptr, 0);
   } catch (const shm::Error& error) {
     set_python_error(error);
@@ -211,26 +213,31 @@ PyTypeObject array_type = [] {
 
 }  // namespace
 
-PyObject* make_array(shm::Segment::Pointer segment, PyArray_Descr* dtype, int dimensions,
+PyObject* make_array(PyObject* segment_object, PyArray_Descr* dtype, int dimensions,
                      const npy_intp* shape, const npy_intp* strides, std::uint64_t offset) {
-  OwnedRef descr(reinterpret_cast<PyObject*>(dtype));
-  std::byte* data = segment->data() + offset;
-  const OwnedRef owner(make_segment_object(std::move(segment)));
-  if (!owner) return nullptr;
   // Plain at first, since it has no base yet, which finalize would look for.
-  OwnedRef array(PyArray_NewFromDescr(&PyArray_Type,
-                                      reinterpret_cast<PyArray_Descr*>(descr.release()), dimensions,
-                                      shape, strides, data, NPY_ARRAY_WRITEABLE, nullptr));
+  OwnedRef array(PyArray_NewFromDescr(&PyArray_Type, dtype, dimensions, shape, strides,
+                                      segment_in(segment_object)->data() + offset,
+                                      NPY_ARRAY_WRITEABLE, nullptr));
   if (!array) return nullptr;
-  Py_INCREF(owner.get());
-  if (PyArray_SetBaseObject(as_array(array.get()), owner.get()) != 0) return nullptr;
+  Py_INCREF(segment_object);
+  if (PyArray_SetBaseObject(as_array(array.get()), segment_object) != 0) return nullptr;
   Py_SET_TYPE(array.get(), &array_type);
   return array.release();
 }
 
 bool is_shared_memory_array(PyObject* object) { return Py_IS_TYPE(object, &array_type); }
 
+namespace {
+PyMethodDef functions[] = {
+    {"_attach_array", attach_pickled, METH_VARARGS,
+     "(name, dtype, shape, strides or None, offset) -> array; what a pickled one calls."},
+    {nullptr, nullptr, 0, nullptr},
+};
+}  // namespace
+
 void register_shared_memory_array(py::module_& module) {
+  if (PyModule_AddFunctions(module.ptr(), functions) != 0) throw py::error_already_set();
   finalize_capsule = PyCapsule_New(reinterpret_cast<void*>(finalize), nullptr, nullptr);
   if (finalize_capsule == nullptr) throw py::error_already_set();
   meta_type.tp_base = &PyType_Type;

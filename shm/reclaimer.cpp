@@ -1,6 +1,7 @@
 #include "shm/reclaimer.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -159,6 +160,10 @@ Reclaimable* Reclaimer::pop() noexcept {
 
 void Reclaimer::run(std::uint32_t index) noexcept {
   ::pthread_setname_np(::pthread_self(), "stook-reclaim");
+  // Woken on the core of whoever submits, an ordinary thread would take that core from him for as
+  // long as the system takes memory back; a batch thread waits for a core. If refused, it is slower.
+  const sched_param parameters{};
+  ::sched_setscheduler(0, SCHED_BATCH, &parameters);
   std::unique_lock lock(mutex_);
   for (;;) {
     // The last threads to go leave nothing behind; with others there, those go on.

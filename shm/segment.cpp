@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -264,6 +265,14 @@ void Segment::unlink_if_asked() noexcept {
   // Only now: if this process is killed before, a sweep removes the name.
   disown_segment(name_);
   unlinks_ = false;
+}
+
+bool segment_exists(const std::string& name) noexcept {
+  try {
+    return ::access((std::string(kDirectory) + "/" + name).c_str(), F_OK) == 0;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
 }
 
 bool unlink_segment(const std::string& name) {

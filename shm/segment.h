@@ -69,6 +69,9 @@ class Segment final : private Reclaimable {
   OwnerHold hold_;
 };
 
+// Whether there is a segment of this name.
+bool segment_exists(const std::string& name) noexcept;
+
 // Removes the name; mappings stay valid. False if there was none. Throws Error(kSystem: EACCES,
 // ...; kInvalidArgument for what is not a name).
 bool unlink_segment(const std::string& name);

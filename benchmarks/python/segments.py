@@ -125,10 +125,18 @@ def measure_life(way: str, size: int, seconds: float) -> dict[str, float]:
     return {"us": took / count * 1e6}
 
 
-def measure_drop(threads: int) -> dict[str, float]:
-    """Dropping 100 MB, that were touched, on this thread."""
+DROPS = {
+    "without reclaim threads": (0, False),
+    "with one, right after it was filled": (1, False),
+    "with one, after a small one was dropped": (1, True),
+}
+
+
+def measure_drop(how: str) -> dict[str, float]:
+    """Dropping 100 MB that were filled. What was filled has displaced everything in the caches."""
     from stook import SharedMemoryArray, _core
 
+    threads, warm = DROPS[how]
     if threads:
         SharedMemoryArray.enable_async_del(threads)
     times = []
@@ -136,6 +144,11 @@ def measure_drop(threads: int) -> dict[str, float]:
         array = SharedMemoryArray(100_000_000, np.uint8)
         array.unlink_on_del()
         array.fill(1)
+        if warm:
+            small = SharedMemoryArray(64, np.uint8)
+            small.unlink_on_del()
+            del small
+            _core.flush_reclaimer(60)
         start = time.perf_counter()
         del array
         times.append((time.perf_counter() - start) * 1e6)
@@ -179,7 +192,7 @@ def child(what: list[str], seconds: float) -> dict[str, float]:
             resource_tracker.ensure_running()
         return measure_life(rest[0], SIZES[rest[1]], seconds)
     if kind == "drop":
-        return measure_drop(int(rest[0]))
+        return measure_drop(rest[0])
     return measure_operations()
 
 
@@ -198,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
     skipped = [way for way in WAYS if (m := NEEDS.get(way)) and not find_spec(m)]
     ways = [way for way in WAYS if way not in skipped]
     lives: dict[tuple[str, str], list[float]] = {}
-    drops: dict[str, list[float]] = {"on this thread": [], "by a reclaim thread": []}
+    drops: dict[str, list[float]] = {how: [] for how in DROPS}
     operations: dict[str, list[float]] = {name: [] for name in OPERATIONS}
     for round_ in range(args.rounds):
         print(f"round {round_ + 1} of {args.rounds}", file=sys.stderr)
@@ -207,8 +220,8 @@ def main(argv: list[str] | None = None) -> None:
             for way in ways[turn:] + ways[:turn]:
                 found = run_child(["life", way, size], args.seconds)
                 lives.setdefault((way, size), []).append(found["us"])
-        for threads, name in enumerate(drops):
-            drops[name].append(run_child(["drop", str(threads)], args.seconds)["us"])
+        for how, times in drops.items():
+            times.append(run_child(["drop", how], args.seconds)["us"])
         for name, more in run_child(["operations"], args.seconds).items():
             operations[name].append(more)
 
@@ -229,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
         conditions_table(conditions),
         table(head, rows),
         table(
-            ["dropping 100 MB", "µs: median (range)"],
+            ["dropping 100 MB", "µs on this thread: median (range)"],
             [[name, spread(values)] for name, values in drops.items()],
         ),
         table(

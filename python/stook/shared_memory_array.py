@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._core import SharedMemoryArray
+from ._core import (
+    SharedMemoryArray,
+    _attach_array,  # noqa: F401 (where bindings/array_handle.cpp finds it)
+)
 from .options import check_int
 
 __all__ = [
@@ -73,11 +76,6 @@ class SharedMemoryArrayMetadata:
             raise FileNotFoundError(
                 2, "there is no such segment of shared memory; it was unlinked before", self.name
             )
-
-
-def _open_handle(metadata: SharedMemoryArrayMetadata) -> SharedMemoryArray:
-    """What a pickled SharedMemoryArray calls."""
-    return SharedMemoryArray.from_metadata(metadata)
 
 
 def copy_to_shared(tree: Any, min_size: int = 0) -> Any:

@@ -11,6 +11,7 @@ import pickle
 import weakref
 from collections.abc import Callable
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -459,3 +460,19 @@ def test_many_arrays_hold_no_descriptors() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
     assert len({array.metadata.name for array in [first, *arrays]}) == 501
     del arrays, copies
+
+
+def test_one_mapping_serves_all_handles_in_a_process() -> None:
+    array = filled()
+    pickled = pickle.dumps(array)
+    maps = Path("/proc/self/maps")
+    before = maps.read_text().count(array.metadata.name)
+    copies = [pickle.loads(pickled) for _ in range(10)]
+    assert maps.read_text().count(array.metadata.name) == before == 1
+    assert len({copied.ctypes.data for copied in copies}) == 1
+    # The segment goes with the last of them, whichever was asked to see to it.
+    name = array.metadata.name
+    del array
+    assert name in segments()
+    copies.clear()
+    assert name not in segments()
