@@ -26,6 +26,21 @@ class LeasedArena::Hole final : public Reclaimable {
   Extent extent_;
 };
 
+// What nobody leases of a retired arena, on its way back to the system. Holds a reference.
+class LeasedArena::Rest final : public Reclaimable {
+ public:
+  explicit Rest(LeasedArena* arena) : arena_(arena) { arena_->add_reference(); }
+  void reclaim() noexcept override {
+    arena_->punch_unleased();
+    arena_->drop_reference();
+    delete this;
+  }
+  void reclaim_at_exit() noexcept override {}  // the system takes it
+
+ private:
+  LeasedArena* arena_;
+};
+
 LeasedArena* LeasedArena::open(int fd, const ArenaLayout& layout,
                                std::shared_ptr<ReleaseObserver> observer) {
   return new LeasedArena(fd, layout, std::move(observer));
@@ -88,6 +103,17 @@ void LeasedArena::punch(std::uint64_t offset, std::uint64_t bytes) const noexcep
 void LeasedArena::retire() noexcept {
   if (generation_ != fork_generation()) return;
   if (retired_.exchange(true, std::memory_order_seq_cst)) return;
+  Rest* rest = reclaimer_has_threads() ? new (std::nothrow) Rest(this) : nullptr;
+  if (rest != nullptr) {
+    submit_reclaim(rest);
+  } else {
+    punch_unleased();
+  }
+}
+
+// After retired_ was set: nothing is leased any more, and what is released meanwhile is punched by
+// whoever releases it.
+void LeasedArena::punch_unleased() const noexcept {
   std::vector<Extent> held;
   try {
     for (std::uint32_t word = 0; word < kMaxBlocks / 64; ++word) {

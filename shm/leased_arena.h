@@ -65,7 +65,9 @@ class LeasedArena final : private Reclaimable {
     std::uint64_t bytes;
   };
   class Hole;
+  class Rest;
   void punch(std::uint64_t offset, std::uint64_t bytes) const noexcept;
+  void punch_unleased() const noexcept;
 
   Mapping memory_;
   ArenaLayout layout_;
