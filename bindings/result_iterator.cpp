@@ -307,11 +307,13 @@ PyObject* iterator_next(PyObject* object) {
     if (!check_usable(self)) return nullptr;
     Manager::State state = Manager::State::kPending;
     bool may_produce = false;
+    bool has_news = false;
     try {
       const LockWithGil lock(pool.mutex);
       if (!has_pool(self)) continue;
       if (self->plan != nullptr) produce_from_plan(self);
       state = pool.manager.poll(self->ordered);
+      has_news = pool.manager.take_side_channel_news();
       may_produce = pool.manager.can_produce() && !self->producing;
       // With jobs from Python, one is asked for before each element, so that the window stays full.
       // A source that waits for its next item holds back what is ready: it is the consumer's thread
@@ -329,6 +331,11 @@ PyObject* iterator_next(PyObject* object) {
       return nullptr;
     } catch (const std::bad_alloc&) {
       return PyErr_NoMemory();
+    }
+    if (has_news) {
+      const OwnedRef done(PyObject_CallMethod(pool.functions.ptr(), "drain_side_channel", nullptr));
+      // What a handler of log records raises must not cost the element that is in hand.
+      if (!done) PyErr_WriteUnraisable(pool.functions.ptr());
     }
     if (self->plan == nullptr && !self->jobs_done && may_produce) {
       if (!produce_from_python(self)) return nullptr;

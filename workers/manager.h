@@ -16,6 +16,7 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "shm/leased_arena.h"
@@ -106,6 +107,8 @@ class Manager {
   };
   // Looks, without blocking. Throws Error(kBroken) when the fork server is gone.
   State poll(bool ordered);
+  // True if the side channel was found to have something while the caller did not wait; once.
+  bool take_side_channel_news() noexcept { return std::exchange(side_channel_news_, false); }
   Outcome take(bool ordered);
   std::uint64_t under_way() const noexcept { return produced_ - delivered_; }
   // True if elements that the user keeps should no longer stay in shared memory.
@@ -186,6 +189,7 @@ class Manager {
   bool awaited_is_ready(bool ordered);
   WaitEnd sleep(const timespec* timeout, const sigset_t* unblocked);
   void handle_messages();
+  void look_for_news();
   void on_exit(std::uint32_t worker, int status);
   void lose_job(std::uint64_t job, std::uint32_t worker, int status);
   void finish(JobRecord& record, Outcome outcome);
@@ -226,6 +230,8 @@ class Manager {
   std::chrono::steady_clock::time_point last_ring_{};
   std::chrono::steady_clock::time_point last_wake_{};
   std::uint64_t taken_since_wake_ = 0;
+  std::uint32_t polls_since_news_ = 0;
+  bool side_channel_news_ = false;
   double element_us_ = 1e9;
   bool ordered_ = true;
   bool coalesce_ = true;

@@ -13,6 +13,10 @@ namespace stook::workers {
 
 namespace {
 
+// A caller that is slower than its workers never sleeps, and would not hear of those that died. So
+// often it looks nevertheless; one that sleeps now and then never comes so far.
+constexpr std::uint32_t kPollsPerNews = 512;
+
 std::span<const BlockRef> block_refs(const std::byte* bytes, std::uint32_t count) {
   return {reinterpret_cast<const BlockRef*>(bytes), count};
 }
@@ -40,6 +44,7 @@ Manager::State Manager::poll(bool ordered) {
   ordered_ = ordered;
   // While workers start, elements may come without a sleep that would hear of it.
   if (unannounced_ != 0 && broken_.empty()) handle_messages();
+  if (++polls_since_news_ >= kPollsPerNews && broken_.empty()) look_for_news();
   if (awaited_is_ready(ordered) || startup_error_) return State::kReady;
   if (produced_ == delivered_) {
     if (!broken_.empty()) fail_broken(broken_);

@@ -99,7 +99,13 @@ Manager::WaitEnd Manager::wait(bool ordered, const sigset_t* unblocked) {
   return end;
 }
 
+void Manager::look_for_news() {
+  const timespec at_once{};
+  side_channel_news_ |= sleep(&at_once, nullptr) == WaitEnd::kSideChannel;
+}
+
 Manager::WaitEnd Manager::sleep(const timespec* timeout, const sigset_t* unblocked) {
+  polls_since_news_ = 0;
   epoll_event events[4];
   const int count = epoll_wait_precise(epoll_.get(), events, 4, timeout, unblocked);
   if (count < 0) {

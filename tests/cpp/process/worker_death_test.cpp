@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <functional>
@@ -79,6 +80,21 @@ class WorkerDeath : public ProcessTest {
     EXPECT_EQ(pool.blackboard().wrong.load(), 0U);
   }
 };
+
+// Its elements are always there before it asks, so it never sleeps, where it would hear of it.
+TEST_F(WorkerDeath, IsHeardOfByAConsumerThatNeverWaits) {
+  Pool pool;
+  for (std::uint64_t position = 0; position < 8; ++position) pool.produce(0, position, {});
+  ASSERT_TRUE(pool.next(true));
+  const std::vector<pid_t> pids = pool.manager().worker_pids();
+  ASSERT_FALSE(pids.empty());
+  ::kill(pids.front(), SIGKILL);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (pool.manager().stats().restarts == 0 && std::chrono::steady_clock::now() < end) {
+    pool.manager().poll(true);
+  }
+  EXPECT_EQ(pool.manager().stats().restarts, 1U);
+}
 
 TEST_F(WorkerDeath, HundredsOfKillsLoseNothingInOrder) { survive_kills(true, 2, 1); }
 TEST_F(WorkerDeath, HundredsOfKillsLoseNothingOutOfOrder) { survive_kills(false, 3, 2); }
