@@ -1,6 +1,7 @@
 #include "bindings/array_handle.h"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 #include <utility>
 
@@ -143,6 +144,7 @@ bool count_bytes(const std::vector<npy_intp>& shape, PyArray_Descr* dtype, std::
 
 PyObject* get_metadata(PyObject* self, void*) {
   PyArrayObject* array = as_array(self);
+  note_name_is_known(array);
   const shm::Segment* segment = segment_of(array);
   PyObject* module = python_side();
   if (segment == nullptr || module == nullptr) return nullptr;
@@ -158,6 +160,7 @@ PyObject* get_metadata(PyObject* self, void*) {
 
 PyObject* reduce_array(PyObject* self, PyObject*) {
   PyArrayObject* array = as_array(self);
+  note_name_is_known(array);
   const shm::Segment* segment = segment_of(array);
   PyObject* module = python_side();
   if (segment == nullptr || module == nullptr) return nullptr;
@@ -217,9 +220,15 @@ namespace {
 // As a handle describes it; `given_strides` and `given_offset` may be None.
 PyObject* attach_described(PyObject* name, PyObject* given_shape, PyObject* given_dtype,
                            PyObject* given_strides, PyObject* given_offset) {
-  const char* text = PyUnicode_AsUTF8(name);
+  Py_ssize_t length = 0;
+  const char* text = PyUnicode_AsUTF8AndSize(name, &length);
   PyArray_Descr* dtype = nullptr;
-  if (text == nullptr || PyArray_DescrConverter(given_dtype, &dtype) == 0) return nullptr;
+  if (text == nullptr) return nullptr;
+  if (std::strlen(text) != static_cast<std::size_t>(length)) {
+    PyErr_Format(PyExc_ValueError, "SharedMemoryArray: %R is no name of a segment", name);
+    return nullptr;
+  }
+  if (PyArray_DescrConverter(given_dtype, &dtype) == 0) return nullptr;
   OwnedRef owner(reinterpret_cast<PyObject*>(dtype));
   try {
     std::vector<npy_intp> shape;
@@ -256,7 +265,13 @@ PyObject* attach_described(PyObject* name, PyObject* given_shape, PyObject* give
 
 }  // namespace
 
-PyObject* array_from_metadata(PyObject*, PyObject* metadata) {
+PyObject* array_from_metadata(PyObject*, PyObject* arguments, PyObject* keywords) {
+  static const char* names[] = {"metadata", nullptr};
+  PyObject* metadata = nullptr;
+  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "O:from_metadata", const_cast<char**>(names),
+                                  &metadata) == 0) {
+    return nullptr;
+  }
   const OwnedRef name = optional_attribute(metadata, "name");
   const OwnedRef given_shape = optional_attribute(metadata, "shape");
   const OwnedRef given_dtype = optional_attribute(metadata, "dtype");

@@ -29,7 +29,7 @@ PyObject* attach_array(const char* name, PyArray_Descr* dtype, int dimensions,
 // Members of the type: `metadata`, `__reduce__`, `from_metadata`.
 PyObject* get_metadata(PyObject* array, void*);
 PyObject* reduce_array(PyObject* array, PyObject*);
-PyObject* array_from_metadata(PyObject*, PyObject* metadata);
+PyObject* array_from_metadata(PyObject*, PyObject* arguments, PyObject* keywords);
 // What a pickled array calls: (name, dtype, shape, strides or None, offset).
 PyObject* attach_pickled(PyObject*, PyObject* arguments);
 

@@ -44,6 +44,11 @@ void Encoder::reset() {
   made_blocks_.clear();
   copies_.clear();
   transferred_.clear();
+  if (!segment_uses_.empty()) {
+    segment_uses_.clear();
+    segment_references_.clear();
+  }
+  parent_unique_ = true;
   if (!memo_.empty()) memo_.clear();
   wanted_dtypes_.clear();
   array_bytes_ = 0;
@@ -84,6 +89,7 @@ EncodeResult Encoder::encode(PyObject* root, bool may_move) {
       return EncodeResult::kPythonError;
     }
   }
+  transfer_segments();
   for (const shm::Segment* segment : transferred_) {
     workers::SegmentName name{};
     segment->name().copy(name.text, sizeof name.text - 1);
@@ -147,7 +153,7 @@ Encoder::Walk Encoder::walk(PyObject* object, bool unique, int depth) {
   const bool is_container = type == &PyDict_Type || type == &PyTuple_Type || type == &PyList_Type;
   if (!is_container) {
     if (PyArray_IsScalar(object, Generic)) return walk_scalar(object);
-    if (is_shared_memory_array(object)) return walk_segment_array(as_array(object), unique);
+    if (is_shared_memory_array(object)) return walk_segment_array(as_array(object));
     return write_pickled(object);
   }
   if (depth >= kMaxDepth) return write_pickled(object);
@@ -160,8 +166,10 @@ Encoder::Walk Encoder::walk(PyObject* object, bool unique, int depth) {
     PyObject* key = nullptr;
     PyObject* value = nullptr;
     while (PyDict_Next(object, &position, &key, &value) != 0) {
+      parent_unique_ = false;
       Walk outcome = walk(key, false, depth + 1);
       if (outcome != Walk::kDone) return outcome;
+      parent_unique_ = unique;
       outcome = walk(value, unique && is_uniquely_referenced(value), depth + 1);
       if (outcome != Walk::kDone) return outcome;
     }
@@ -173,6 +181,7 @@ Encoder::Walk Encoder::walk(PyObject* object, bool unique, int depth) {
   for (Py_ssize_t i = 0; i < length; ++i) {
     PyObject* item =
         type == &PyTuple_Type ? PyTuple_GET_ITEM(object, i) : PyList_GET_ITEM(object, i);
+    parent_unique_ = unique;
     const Walk outcome = walk(item, unique && is_uniquely_referenced(item), depth + 1);
     if (outcome != Walk::kDone) return outcome;
   }
@@ -313,11 +322,13 @@ Encoder::Walk Encoder::walk_array(PyArrayObject* array, bool unique) {
   return Walk::kDone;
 }
 
-Encoder::Walk Encoder::walk_segment_array(PyArrayObject* array, bool unique) {
-  if (memoize(reinterpret_cast<PyObject*>(array), unique)) return Walk::kDone;
-  bool alone = false;
-  shm::Segment* segment = segment_of(array, &alone);
+Encoder::Walk Encoder::walk_segment_array(PyArrayObject* array) {
+  shm::Segment* segment = segment_of(array);
   if (segment == nullptr) return Walk::kPythonError;
+  note_name_is_known(array);
+  SegmentUse& use = count_segment_use(array, segment);
+  auto* object = reinterpret_cast<PyObject*>(array);
+  if (memoize(object, is_uniquely_referenced(object))) return Walk::kDone;
   array_bytes_ += static_cast<std::uint64_t>(PyArray_NBYTES(array));
   ++moved_;
   writer_.put(Tag::kSegmentArray);
@@ -327,14 +338,42 @@ Encoder::Walk Encoder::walk_segment_array(PyArrayObject* array, bool unique) {
   write_strides(array);
   writer_.put(
       static_cast<std::uint64_t>(PyArray_BYTES(array) - reinterpret_cast<char*>(segment->data())));
-  const bool seen = reinterpret_cast<PyArrayObject_fields*>(array)->weakreflist != nullptr;
-  const bool transferred = may_move_ && unique && alone && !seen && segment->is_created_here() &&
-                           segment->name().size() < sizeof(workers::SegmentName::text);
-  writer_.put(static_cast<std::uint8_t>(transferred));
+  const std::size_t at = writer_.skip(sizeof(std::uint8_t));
+  if (use.patch_at == 0) use.patch_at = at;
   writer_.put(static_cast<std::uint64_t>(segment->name().size()));
   writer_.put_bytes(segment->name().data(), segment->name().size());
-  if (transferred) transferred_.push_back(segment);
   return Walk::kDone;
+}
+
+Encoder::SegmentUse& Encoder::count_segment_use(PyArrayObject* array, shm::Segment* segment) {
+  std::size_t index = 0;
+  while (index < segment_uses_.size() && segment_uses_[index].segment != segment) ++index;
+  if (index == segment_uses_.size()) {
+    const bool may_go = may_move_ && segment->is_created_here() &&
+                        segment->name().size() < sizeof(workers::SegmentName::text);
+    segment_uses_.push_back({segment, 0, may_go});
+  }
+  SegmentUse& use = segment_uses_[index];
+  use.may_go &= parent_unique_;
+  auto* object = reinterpret_cast<PyObject*>(array);
+  for (;;) {
+    SegmentReference& reference = segment_references_[object];
+    reference.use = index;
+    if (++reference.count > 1 || !PyArray_Check(object)) return use;  // below it all is counted
+    use.may_go &= reinterpret_cast<PyArrayObject_fields*>(object)->weakreflist == nullptr;
+    object = PyArray_BASE(as_array(object));
+  }
+}
+
+void Encoder::transfer_segments() {
+  if (segment_uses_.empty()) return;
+  for (const auto& [object, reference] : segment_references_) {
+    if (Py_REFCNT(object) != reference.count) segment_uses_[reference.use].may_go = false;
+  }
+  for (const SegmentUse& use : segment_uses_) {
+    writer_.patch(use.patch_at, static_cast<std::uint8_t>(use.may_go));
+    if (use.may_go) transferred_.push_back(use.segment);
+  }
 }
 
 void Encoder::let_go_of_transferred() {

@@ -11,8 +11,8 @@
 //   arena;
 //   - the view covers at least half of that block, and no two of its items overlap.
 // Everything else is copied, once. A SharedMemoryArray crosses as its handle; if this process
-// created its segment and the same test finds that nobody else holds it here, the other side is to
-// unlink it.
+// created its segment and nobody but the element holds it here, in however many arrays, the other
+// side is to unlink it.
 //
 // All Python code that encoding needs (pickling) runs in prepare steps; the walk that tests for
 // uniqueness and the publication after it run none, so that nothing changes in between.
@@ -88,6 +88,7 @@ class Encoder {
   // Deeper trees go to pickle, which says what it thinks of them.
   static constexpr int kMaxDepth = 200;
 
+  struct SegmentUse;
   enum class Walk { kDone, kNeedsPickle, kPythonError };
   struct PendingCopy {
     std::size_t patch_at;  // where (u32 block, u64 offset) go
@@ -105,7 +106,9 @@ class Encoder {
   void reset();
   Walk walk(PyObject* object, bool unique, int depth);
   Walk walk_array(PyArrayObject* array, bool unique);
-  Walk walk_segment_array(PyArrayObject* array, bool unique);
+  Walk walk_segment_array(PyArrayObject* array);
+  SegmentUse& count_segment_use(PyArrayObject* array, shm::Segment* segment);
+  void transfer_segments();
   Walk walk_scalar(PyObject* scalar);
   bool memoize(PyObject* object, bool unique);
   Walk write_dtype(PyArray_Descr* dtype);
@@ -136,6 +139,20 @@ class Encoder {
   std::vector<workers::BlockRef> made_blocks_;
   std::vector<PendingCopy> copies_;
   std::vector<shm::Segment*> transferred_;  // held by arrays in the element
+  // Segments in the element, and what leads to them: arrays, and the objects below these. A segment
+  // is transferred if every reference to each of them comes from within the element.
+  struct SegmentUse {
+    shm::Segment* segment;
+    std::size_t patch_at;  // where its first array says whether it is transferred
+    bool may_go;
+  };
+  struct SegmentReference {
+    Py_ssize_t count = 0;
+    std::size_t use = 0;
+  };
+  std::vector<SegmentUse> segment_uses_;
+  std::unordered_map<PyObject*, SegmentReference> segment_references_;
+  bool parent_unique_ = false;  // the containers of what is walked next, up to the element
   std::unordered_map<PyObject*, std::uint32_t> memo_;
   std::uint64_t array_bytes_ = 0;
   std::uint32_t moved_ = 0;

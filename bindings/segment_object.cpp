@@ -1,8 +1,10 @@
 #include "bindings/segment_object.h"
 
+#include <exception>
 #include <new>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 
 #include "bindings/errors.h"
 #include "bindings/register.h"
@@ -14,7 +16,12 @@ namespace {
 
 struct SegmentObject {
   PyObject_HEAD shm::Segment* segment;
+  bool name_is_known;  // to anybody but this process's own arrays
 };
+
+SegmentObject* as_segment_object(PyObject* object) {
+  return reinterpret_cast<SegmentObject*>(object);
+}
 
 // By name, what this process has mapped. Borrowed: an object takes itself out. Guarded by the GIL.
 // Names of ours are given once, so a name that is still there leads to what is mapped.
@@ -24,22 +31,31 @@ std::unordered_map<std::string_view, SegmentObject*>& mapped() {
 }
 
 void segment_dealloc(PyObject* self) {
-  const auto* object = reinterpret_cast<SegmentObject*>(self);
+  const SegmentObject* object = as_segment_object(self);
   const auto entry = mapped().find(object->segment->name());
   if (entry != mapped().end() && entry->second == object) mapped().erase(entry);
-  shm::Segment::release(reinterpret_cast<SegmentObject*>(self)->segment);
+  if (!object->name_is_known && object->segment->is_created_here() &&
+      !object->segment->unlinks_on_release()) {
+    try {
+      object->segment->unlink_on_release();
+    } catch (const std::exception&) {
+      // It stays until this process's segments are swept.
+    }
+  }
+  shm::Segment::release(object->segment);
   PyObject_Free(self);
 }
 
 // Writable, as a Lease's is.
 int segment_get_buffer(PyObject* self, Py_buffer* view, int flags) {
-  const shm::Segment* segment = reinterpret_cast<SegmentObject*>(self)->segment;
+  const shm::Segment* segment = as_segment_object(self)->segment;
   return PyBuffer_FillInfo(view, self, segment->data(), static_cast<Py_ssize_t>(segment->size()), 0,
                            flags);
 }
 
 PyObject* segment_repr(PyObject* self) {
-  const shm::Segment* segment = reinterpret_cast<SegmentObject*>(self)->segment;
+  as_segment_object(self)->name_is_known = true;
+  const shm::Segment* segment = as_segment_object(self)->segment;
   return PyUnicode_FromFormat("<stook segment %s of %llu bytes>", segment->name().c_str(),
                               static_cast<unsigned long long>(segment->size()));
 }
@@ -64,6 +80,7 @@ PyObject* make_segment_object(shm::Segment::Pointer segment) {
   auto* object = PyObject_New(SegmentObject, &segment_type);
   if (object == nullptr) return nullptr;
   object->segment = segment.release();
+  object->name_is_known = false;
   if (!shm::segment_token(object->segment->name()).empty()) {
     try {
       mapped().try_emplace(object->segment->name(), object);
@@ -81,7 +98,14 @@ PyObject* attach_segment_object(const char* name) {
     return reinterpret_cast<PyObject*>(entry->second);
   }
   try {
-    return make_segment_object(shm::Segment::attach(name));
+    shm::Segment::Pointer segment;
+    {
+      const WithoutGil without_gil;  // a sweep may have to be waited for
+      segment = shm::Segment::attach(name);
+    }
+    PyObject* object = make_segment_object(std::move(segment));
+    if (object != nullptr) as_segment_object(object)->name_is_known = true;
+    return object;
   } catch (const shm::Error& error) {
     set_python_error(error);
   } catch (const std::bad_alloc&) {
@@ -90,9 +114,13 @@ PyObject* attach_segment_object(const char* name) {
   return nullptr;
 }
 
-shm::Segment* segment_in(PyObject* object) {
-  return reinterpret_cast<SegmentObject*>(object)->segment;
+void note_name_is_known(PyArrayObject* array) {
+  PyObject* base = PyArray_BASE(array);
+  while (base != nullptr && PyArray_Check(base)) base = PyArray_BASE(as_array(base));
+  if (base != nullptr && is_segment(base)) as_segment_object(base)->name_is_known = true;
 }
+
+shm::Segment* segment_in(PyObject* object) { return as_segment_object(object)->segment; }
 
 bool is_segment(PyObject* object) { return Py_IS_TYPE(object, &segment_type); }
 

@@ -17,6 +17,10 @@ PyObject* make_segment_object(shm::Segment::Pointer segment);
 // that come to a process. nullptr with an error set. Requires GIL.
 PyObject* attach_segment_object(const char* name);
 
+// Somebody was told the name of the segment under `array`. Where nobody was, nobody can ever ask
+// for it, and the process that created it removes it with the last array.
+void note_name_is_known(PyArrayObject* array);
+
 // The segment that such an object holds.
 shm::Segment* segment_in(PyObject* object);
 

@@ -155,7 +155,9 @@ Raises:
     {"__reduce__", reduce_array, METH_NOARGS, "Pickles the handle."},
     {"__reduce_ex__", reduce_array, METH_O, "Pickles the handle."},
     {"_keep_on_del", array_keep_on_del, METH_NOARGS, "Takes unlink_on_del() back."},
-    {"from_metadata", array_from_metadata, METH_O | METH_STATIC,
+    {"from_metadata",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(array_from_metadata)),
+     METH_VARARGS | METH_KEYWORDS | METH_STATIC,
      R"(from_metadata(metadata)
 --
 

@@ -161,7 +161,8 @@ Reclaimable* Reclaimer::pop() noexcept {
 void Reclaimer::run(std::uint32_t index) noexcept {
   ::pthread_setname_np(::pthread_self(), "stook-reclaim");
   // Woken on the core of whoever submits, an ordinary thread would take that core from him for as
-  // long as the system takes memory back; a batch thread waits for a core. If refused, it is slower.
+  // long as the system takes memory back; a batch thread waits for a core. If refused, it is
+  // slower.
   const sched_param parameters{};
   ::sched_setscheduler(0, SCHED_BATCH, &parameters);
   std::unique_lock lock(mutex_);

@@ -7,8 +7,9 @@ moves whole trees in and out of shared memory, and what happens when the process
 from __future__ import annotations
 
 import atexit
+import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import util
 from multiprocessing.process import parent_process
@@ -86,10 +87,11 @@ def copy_to_shared(tree: Any, min_size: int = 0) -> Any:
     never opened, call `unlink_shared`.
 
     Args:
-      tree: Dicts, lists, tuples, namedtuples and dataclasses, nested; what is none of these is a
-        leaf. Leaves that are `numpy.ndarray`s with a dtype of plain bytes are copied into a segment
-        each; a `SharedMemoryArray` becomes its handle without being copied. Other leaves, arrays
-        without items and subclasses of `ndarray` such as masked arrays stay what they are.
+      tree: Dicts (also derived ones), lists, tuples, namedtuples and dataclasses, nested; what is
+        none of these is a leaf. Leaves that are `numpy.ndarray`s with a dtype of plain bytes are
+        copied into a segment each; a `SharedMemoryArray` becomes its handle without being copied.
+        Other leaves, arrays without items and subclasses of `ndarray` such as masked arrays stay
+        what they are.
       min_size: Arrays of fewer bytes stay what they are.
 
     Returns:
@@ -128,7 +130,11 @@ def copy_to_shared(tree: Any, min_size: int = 0) -> Any:
         np.copyto(view, leaf, casting="no")
         return view.metadata
 
-    result = _map_leaves(tree, share)
+    try:
+        result = _map_leaves(tree, share)
+    except BaseException:
+        made.clear()  # now, and not when the traceback goes
+        raise
     for array in made:
         array._keep_on_del()
     return result
@@ -189,31 +195,30 @@ def unlink_shared(tree: Any) -> None:
 
 def _map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
     """A tree of the same form, with `function(leaf)` for each leaf."""
-    if isinstance(tree, SharedMemoryArrayMetadata):
+    kind = type(tree)
+    # What is no container of a known form must not be looked into: its parts could not be put back.
+    if kind is SharedMemoryArrayMetadata or isinstance(tree, type):
         return function(tree)
-    if isinstance(tree, Mapping):
-        items = {key: _map_leaves(value, function) for key, value in tree.items()}
-        if type(tree) is dict:
-            return items
-        if isinstance(tree, dict):  # OrderedDict, defaultdict: with what they know beside items
-            result = tree.copy()
-            result.update(items)
-            return result
-        return function(tree)
-    if isinstance(tree, tuple):
-        values = [_map_leaves(value, function) for value in tree]
-        if hasattr(tree, "_make"):
-            return tree._make(values)
-        return tuple(values) if type(tree) is tuple else function(tree)
-    if type(tree) is list:
+    if kind is list:
         return [_map_leaves(value, function) for value in tree]
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        changed = {
-            field.name: _map_leaves(getattr(tree, field.name), function)
-            for field in dataclasses.fields(tree)
-            if field.init
-        }
-        return dataclasses.replace(tree, **changed)
+    if kind is tuple:
+        return tuple(_map_leaves(value, function) for value in tree)
+    if isinstance(tree, tuple) and hasattr(kind, "_make"):
+        return kind._make(_map_leaves(value, function) for value in tree)
+    if isinstance(tree, dict):
+        if kind is dict:
+            return {key: _map_leaves(value, function) for key, value in tree.items()}
+        result = copy.copy(tree)  # with what it knows beside its items
+        for key, value in tree.items():
+            dict.__setitem__(result, key, _map_leaves(value, function))
+        return result
+    if dataclasses.is_dataclass(tree):
+        made = copy.copy(tree)  # neither __init__ nor __post_init__ is called: both may compute
+        for field in dataclasses.fields(tree):
+            if hasattr(tree, field.name):
+                value = _map_leaves(getattr(tree, field.name), function)
+                object.__setattr__(made, field.name, value)
+        return made
     return function(tree)
 
 

@@ -309,5 +309,32 @@ def test_a_batch_of_shared_arrays_is_a_plain_array() -> None:
         for batch in loader:
             assert type(batch) is np.ndarray
             assert batch.shape == (3, 100, 10)
-    del batch
+        assert segments() == before  # while the workers live: what they copied from is gone
+
+
+SHARED_WITHIN: dict[str, Any] = {
+    "two views": lambda array: {"first": array[:50], "second": array[50:, ::2]},
+    "the same twice": lambda array: [array, array],
+    "a view and the whole": lambda array: (array[3], [array]),
+    "a view of a view": lambda array: (array[3:][2:],),
+}
+
+
+@pytest.mark.parametrize("name", SHARED_WITHIN)
+@pytest.mark.parametrize("flagged", [False, True])
+def test_arrays_over_one_segment_in_one_element(name: str, flagged: bool) -> None:
+    def element(index: int) -> Any:
+        array = named(index)
+        if flagged:
+            array.unlink_on_del()
+        return SHARED_WITHIN[name](array)
+
+    before = segments()
+    with stook.DataLoader(range(30), element, options=options(1), seed=None) as loader:
+        for index, got in enumerate(loader):
+            leaves = got.values() if isinstance(got, dict) else got
+            for leaf in leaves:
+                assert (np.asarray(leaf) == index).all()
+        del got, leaves, leaf
+        assert segments() == before  # while the worker lives
     assert segments() == before

@@ -14,7 +14,12 @@ from same import assert_same
 
 from stook import DataLoader, MultiprocessingOptions
 
-pytestmark = pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+# Kinds of leaves that NumPy is about to give up, and that some release still has.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The chararray class is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The 'generic' unit for NumPy:DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")

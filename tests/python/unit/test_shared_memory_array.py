@@ -396,6 +396,7 @@ def test_the_standard_library_opens_it() -> None:
         {"dtype": np.dtype(object)},
         {"dtype": np.dtype("V1000000")},
         {"name": "with/slash"},
+        {"name": "zero\0byte"},
         {"name": ""},
         {"name": ".."},
         {"name": "x" * 300},
@@ -476,3 +477,19 @@ def test_one_mapping_serves_all_handles_in_a_process() -> None:
     assert name in segments()
     copies.clear()
     assert name not in segments()
+
+
+def test_a_segment_whose_name_nobody_was_told_goes_with_its_last_array() -> None:
+    before = segments()
+    array = SharedMemoryArray(10)
+    view = array[1:]
+    assert len(segments() - before) == 1
+    del array
+    assert len(segments() - before) == 1
+    del view
+    assert segments() == before  # nobody could ever have opened it
+
+
+def test_from_metadata_by_keyword() -> None:
+    array = filled()
+    np.testing.assert_array_equal(SharedMemoryArray.from_metadata(metadata=array.metadata), array)

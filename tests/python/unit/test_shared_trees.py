@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections import OrderedDict, namedtuple
+from collections import ChainMap, Counter, OrderedDict, UserDict, defaultdict, namedtuple
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -103,3 +104,50 @@ def test_opening_a_tree_of_which_a_part_is_gone_removes_the_rest() -> None:
     with pytest.raises(FileNotFoundError):
         stook.open_from_shared(handles)
     assert segments() == before
+
+
+@dataclasses.dataclass
+class Computes:
+    image: Any
+    total: float = dataclasses.field(init=False)
+    scale: dataclasses.InitVar[float] = 1.0
+
+    def __post_init__(self, scale: float) -> None:
+        self.total = float(np.sum(self.image)) * scale
+
+
+class Derived(dict[str, Any]):
+    extra = "class's own"
+
+
+def test_containers_keep_their_kind_and_what_else_they_know() -> None:
+    image = np.ones((3, 4))
+    counted = Counter(a=2)
+    held: Any = defaultdict(list, a=image)
+    derived = Derived(a=image)
+    derived.extra = "its own"
+    computed = Computes(image, scale=2.0)
+    computed.total = -1.0
+    tree = [counted, held, derived, computed]
+    opened = stook.open_from_shared(stook.copy_to_shared(tree))
+    assert opened[0] == counted and type(opened[0]) is Counter
+    assert type(opened[1]) is defaultdict and opened[1]["new"] == []
+    assert type(opened[2]) is Derived and opened[2].extra == "its own"
+    assert opened[3].total == -1.0
+    for got in (opened[1]["a"], opened[2]["a"], opened[3].image):
+        assert type(got) is SharedMemoryArray
+        np.testing.assert_array_equal(got, image)
+    assert computed.image is image
+
+
+@pytest.mark.parametrize("kind", [UserDict, MappingProxyType, ChainMap])
+def test_containers_of_other_kinds_are_left_as_they_are(kind: Any) -> None:
+    before = segments()
+    other = kind({"a": np.ones(10)})
+    (shared,) = stook.copy_to_shared([other])
+    assert shared is other
+    assert segments() == before
+    handles = stook.copy_to_shared({"a": np.ones(10)})
+    (opened,) = stook.open_from_shared([kind(handles)])
+    assert opened["a"] == handles["a"]  # and its segment is still there
+    assert stook.open_from_shared(handles)["a"].sum() == 10
