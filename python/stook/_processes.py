@@ -36,11 +36,8 @@ __all__ = ["ProcessIterator", "ProcessPool", "start"]
 # Pools of this process, for forked servers to forget.
 _pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
 
-# Without the entry that stands for the working directory, which may be gone: then Python 3.13.0
-# cannot even import json.
 _BOOT = (
-    "import sys; sys.path[:] = filter(None, sys.path);"
-    " import json; sys.path[:] = json.loads(sys.argv[1]);"
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]);"
     " from stook._server import main; main(*map(int, sys.argv[2:6]))"
 )
 
