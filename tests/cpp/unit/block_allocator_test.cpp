@@ -334,7 +334,7 @@ TEST(BlockAllocator, IdleMemoryBeyondTheRecentNeedGoesBack) {
 // Blocks of different sizes, freed in another order than they were allocated in; all written to.
 struct FreedBlocks {
   explicit FreedBlocks(TestArena& arena) {
-    for (const std::uint64_t pages : {40, 3, 40, 7, 100, 3, 40, 7}) {
+    for (const std::uint64_t pages : {40U, 3U, 40U, 7U, 100U, 3U, 40U, 7U}) {
       blocks.push_back(*arena.allocator.allocate(pages * kPageBytes));
       fill_bytes(arena.data(blocks.back()), blocks.back().capacity, 0xAB);
     }

@@ -52,7 +52,7 @@ TEST(IndexPermutation, GivesEveryIndexOnce) {
   std::vector<std::uint64_t> lengths;
   for (std::uint64_t length = 0; length <= 70; ++length) lengths.push_back(length);
   // Around powers of two, and around the size at which the number of rounds changes.
-  for (const std::uint64_t power : {128, 1024, 4096, 8192}) {
+  for (const std::uint64_t power : {128U, 1024U, 4096U, 8192U}) {
     lengths.insert(lengths.end(), {power - 1, power, power + 1});
   }
   for (const std::uint64_t length : lengths) {
