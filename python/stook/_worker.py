@@ -12,6 +12,7 @@ import os
 import random
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -53,6 +54,10 @@ def end_forked_child(error: BaseException | None) -> NoReturn:
                 status = error.code or 0
             else:
                 print(error.code, file=sys.stderr)
+        elif error is not None and sys.excepthook is sys.__excepthook__:
+            # As that hook prints it, but in one piece: other children may print at the same time.
+            text = traceback.format_exception(type(error), error, error.__traceback__)
+            print("".join(text), end="", file=sys.stderr)
         elif error is not None:
             sys.excepthook(type(error), error, error.__traceback__)
         else:
