@@ -26,8 +26,10 @@ using std::chrono::milliseconds;
 // Long enough for anything here; reached only by a test that fails.
 constexpr milliseconds kLong{60'000};
 
-// ThreadSanitizer ends a process that starts threads after it was forked by one that had some.
-#if defined(__SANITIZE_THREAD__)
+// A process forked by one that has threads: ThreadSanitizer ends it when it starts threads of its
+// own, and AddressSanitizer's allocator, which a starting thread needs, has locks that another
+// thread of the parent may have held.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 constexpr bool kChildrenMayStartThreads = false;
 #else
 constexpr bool kChildrenMayStartThreads = true;
