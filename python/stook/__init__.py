@@ -22,6 +22,7 @@ if not _sys.platform.startswith("linux"):
 from . import io
 from ._core import __version__, is_shared
 from ._iterator import LoaderIterator
+from ._threads_rng import rng
 from .errors import (
     DecodeError,
     ElementError,
@@ -32,7 +33,7 @@ from .errors import (
     WorkerDied,
 )
 from .loader import DataLoader
-from .options import MultiprocessingOptions
+from .options import MultiprocessingOptions, MultithreadingOptions
 from .shared_memory_array import (
     SharedMemoryArray,
     SharedMemoryArrayMetadata,
@@ -50,6 +51,7 @@ __all__ = [
     "LoaderIterator",
     "LoaderStats",
     "MultiprocessingOptions",
+    "MultithreadingOptions",
     "PoolBroken",
     "RemoteError",
     "SharedMemoryArray",
@@ -64,6 +66,7 @@ __all__ = [
     "io",
     "is_shared",
     "open_from_shared",
+    "rng",
     "unlink_shared",
     "worker_info",
 ]

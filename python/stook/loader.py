@@ -1,4 +1,4 @@
-"""The loader: elements of a source, made by user code, here or in worker processes."""
+"""The loader: elements of a source, made by user code, here, in threads or in processes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,21 @@ from ._locks import renew_lock_in_child
 from ._progress import ProgressIterator, import_tqdm
 from ._source import is_iterator, random_access_length
 from ._task import LoaderTask
+from ._threads_rng import ElementTask
 from .errors import StookError
-from .options import MultiprocessingOptions, _shown, check_bool, check_int
+from .options import (
+    MultiprocessingOptions,
+    MultithreadingOptions,
+    _shown,
+    check_bool,
+    check_int,
+)
 from .stats import LoaderStats
 
 __all__ = ["DataLoader", "LoaderIterator"]
 
 _OWNER = "DataLoader"
+_IN_THIS_THREAD = MultiprocessingOptions()
 
 
 class DataLoader(StaysHere):
@@ -36,7 +44,9 @@ class DataLoader(StaysHere):
     loader has one pass at a time: a new iterator closes the one before it.
 
     The same elements come in the same order, with the same random draws and errors, for any number
-    of workers, `num_workers=0` (everything in this process) included.
+    of workers, `num_workers=0` (everything in this process) included. With `MultithreadingOptions`
+    threads of this process make them; then this holds for draws from `stook.rng()`, but not for
+    those from the global generators, which threads share.
 
     A `with` block, `close()` or dropping the loader ends the worker processes. Arrays that were
     delivered stay valid.
@@ -48,17 +58,18 @@ class DataLoader(StaysHere):
         such as a list, for more than one epoch or pass.
       transform: A callable, or a list or tuple of callables that are called one after the other, on
         each item, in the worker. `None`: items are delivered as they are.
-      options: Worker processes; without it everything runs in this process.
+      options: Worker processes, or `MultithreadingOptions` for threads; without it everything runs
+        in this process and thread.
       batch_size: Items that are assembled into one element, in the worker (see
         `stook.collate.Assembler` for what becomes of the leaves); `None`: one item is one element.
         Batches do not cross epochs; the last one of an epoch may be shorter.
       drop_remainder: Leave that shorter one out.
       collate: Makes an element of the list of a batch's items, instead of the assembling above.
       shuffle: Take the items in a different order every epoch. Needs a source that can be indexed.
-      seed: What the order and the random draws of user code depend on: `random`, NumPy's global
-        generator and (once torch is imported) torch's for the CPU are seeded for each element from
-        (seed, epoch, position). With `num_workers=0` the generators are put back afterwards, so
-        that the consumer's own draws are not disturbed.
+      seed: What the order and the random draws of user code depend on: `stook.rng()`, and except in
+        threads `random`, NumPy's global generator and (once torch is imported) torch's for the CPU
+        are seeded for each element from (seed, epoch, position). With `num_workers=0` the
+        generators are put back afterwards, so that the consumer's own draws are not disturbed.
         `None`: a different order each time, and the generators are left alone.
       num_epochs: Epochs in one pass; `None`: without end.
       ordered: `False` hands elements out as they finish.
@@ -88,7 +99,7 @@ class DataLoader(StaysHere):
         source: Any,
         transform: Callable[[Any], Any] | Sequence[Callable[[Any], Any]] | None = None,
         *,
-        options: MultiprocessingOptions = MultiprocessingOptions(),  # noqa: B008 (frozen)
+        options: MultiprocessingOptions | MultithreadingOptions = _IN_THIS_THREAD,
         batch_size: int | None = None,
         drop_remainder: bool = False,
         collate: Callable[[list[Any]], Any] | None = None,
@@ -100,13 +111,16 @@ class DataLoader(StaysHere):
         progress: bool = False,
     ) -> None:
         self._closed = True  # until it is whole: __repr__ and close() of a half-made one
-        if not isinstance(options, MultiprocessingOptions):
+        if not isinstance(options, (MultiprocessingOptions, MultithreadingOptions)):
             raise TypeError(
-                f"{_OWNER}: options must be a stook.MultiprocessingOptions, got {_shown(options)};"
+                f"{_OWNER}: options must be a stook.MultiprocessingOptions or a"
+                f" stook.MultithreadingOptions, got {_shown(options)};"
                 " for n workers pass options=stook.MultiprocessingOptions(num_workers=n)"
             )
         self._options = options
-        if options.num_workers > 0:
+        if isinstance(options, MultithreadingOptions):
+            from . import _threads_loader  # noqa: F401
+        elif options.num_workers > 0:
             # Not in the thread that iterates first: a fork in another one, while that imports,
             # would leave the child an import lock that nobody releases.
             from . import _processes  # noqa: F401
@@ -169,7 +183,7 @@ class DataLoader(StaysHere):
         self._source = source
         self._length = length
         self._source_used = False
-        self._task = LoaderTask(
+        self._task = ElementTask(
             None if length is None else source,
             self._transforms,
             self._batch_size,
@@ -231,12 +245,21 @@ class DataLoader(StaysHere):
     def _ready_pool(self) -> Any:
         """What makes the elements, with the present task; started when first needed."""
         if self._pool is None:
-            if self._options.num_workers == 0:
+            options = self._options
+            if isinstance(options, MultithreadingOptions):
+                from . import _threads_loader
+
+                self._pool = (
+                    _threads_loader.LoaderThreads(self._task, options)
+                    if options.num_threads > 0
+                    else InlinePool(self._task)
+                )
+            elif options.num_workers == 0:
                 self._pool = InlinePool(self._task)
             else:
                 from . import _processes
 
-                self._pool = _processes.start(self._task, self._options)
+                self._pool = _processes.start(self._task, options)
             # Not __del__: also when the interpreter exits, and free of references to this object.
             self._finalizer = weakref.finalize(self, self._pool.close)
         elif self._pool_task is not self._task:
@@ -321,6 +344,8 @@ class DataLoader(StaysHere):
     def close(self) -> None:
         """Ends the pass under way and the worker processes, at once, also one stuck in user code.
 
+        Threads end after the element they make; that is waited for for a second at most.
+
         Arrays that were delivered stay valid. Closing again does nothing; iterating or updating
         raises a `StookError`.
         """
@@ -352,10 +377,15 @@ class DataLoader(StaysHere):
         if not hasattr(self, "_source"):
             return "<stook.DataLoader (not made)>"
         size = self._known_length()
+        options = self._options
+        if isinstance(options, MultithreadingOptions):
+            workers = f"num_threads={options.num_threads}"
+        else:
+            workers = f"num_workers={options.num_workers}"
         return (
             f"<stook.DataLoader over a {type(self._source).__name__}:"
             f" {'?' if size is None else size} elements,"
-            f" num_workers={self._options.num_workers}"
+            f" {workers}"
             f"{', closed' if self._closed else ''}>"
         )
 
