@@ -42,6 +42,7 @@ from .shared_memory_array import (
     unlink_shared,
 )
 from .stats import LoaderStats, WorkerMemory
+from .threads import ThreadPool
 from .worker_info import WorkerInfo, worker_info
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "SharedMemoryArrayMetadata",
     "SharedMemoryExhausted",
     "StookError",
+    "ThreadPool",
     "WorkerDied",
     "WorkerInfo",
     "WorkerMemory",

@@ -11,16 +11,14 @@ events of `multiprocessing.pool`: a callback runs before `get()` and `wait()` re
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import TimeoutError
-from types import SimpleNamespace
 from typing import Any, Protocol
 
-__all__ = ["AsyncResult", "IMapIterator", "MapResult", "Waits", "report_unraisable"]
+__all__ = ["AsyncResult", "IMapIterator", "MapResult", "Waits", "report"]
 
 
 class Waits(Protocol):
@@ -30,15 +28,11 @@ class Waits(Protocol):
         """Blocks until `done()` is true, at most `timeout` seconds; returns `done()`."""
 
 
-def report_unraisable(error: BaseException, message: str, source: object) -> None:
-    """Tells `sys.unraisablehook` of an error that nobody can be given."""
-    sys.unraisablehook(
-        SimpleNamespace(
-            exc_type=type(error),
-            exc_value=error,
-            exc_traceback=error.__traceback__,
-            err_msg=message,
-            object=source,
+def report(error: BaseException) -> None:
+    """Tells `threading.excepthook` of an error that nobody can be given."""
+    threading.excepthook(
+        threading.ExceptHookArgs(
+            (type(error), error, error.__traceback__, threading.current_thread())
         )
     )
 
@@ -112,7 +106,7 @@ class AsyncResult:
             if callback is not None:
                 callback(value)
         except Exception as error:
-            report_unraisable(error, "Exception ignored in the callback of a pool", callback)
+            report(error)
         finally:
             self._success = success
             self._value = value
@@ -139,10 +133,13 @@ class MapResult(AsyncResult):
         if chunks == 0:
             self._set(True, [])
 
-    def _set_chunk(self, start: int, items: Sequence[Any], error: BaseException | None) -> bool:
+    def _add_chunk(
+        self, start: int, items: Sequence[Any], error: BaseException | None
+    ) -> tuple[bool, Any] | None:
         """Takes the results from `start` on, or an error; the first error is the map's.
 
-        As in `multiprocessing`, the map ends when all its chunks have. Returns whether it has.
+        Returns what `_set` is to be called with if this was the last chunk: as in
+        `multiprocessing`, a map ends when all of its chunks have, also after an error.
         """
         with self._lock:
             if error is None:
@@ -151,14 +148,10 @@ class MapResult(AsyncResult):
                 self._error = error
             self._chunks_left -= 1
             if self._chunks_left != 0:
-                return False
+                return None
+            items, self._items = self._items, []
             error, self._error = self._error, None
-        items, self._items = self._items, []
-        if error is None:
-            self._set(True, items)
-        else:
-            self._set(False, error)
-        return True
+        return (True, items) if error is None else (False, error)
 
 
 class IMapIterator:
@@ -181,6 +174,7 @@ class IMapIterator:
         self._items: deque[tuple[bool, Any]] = deque()
         self._taken = 0
         self._length: int | None = None
+        self._aborted = False
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -244,18 +238,27 @@ class IMapIterator:
     def _put(self, number: int, outcomes: Sequence[tuple[bool, Any]]) -> None:
         """Takes the outcomes (success, result or exception) of a chunk; numbers run from 0."""
         with self._lock:
-            if self._length is None or number < self._length:
+            if not self._aborted:
                 self._chunks[number] = outcomes
 
     def _end(self, length: int) -> None:
         """Says how many chunks there are in all."""
         with self._lock:
-            self._length = length
+            if not self._aborted:
+                self._length = length
 
     def _abort(self, error: BaseException) -> None:
-        """Ends it with an error in place of whatever has not been taken."""
+        """Ends it with an error where the first result is missing, unless none is."""
         with self._lock:
-            if self._taken == self._length:
+            number = self._taken + len(self._chunks)
+            if number == self._length:
                 return
-            self._chunks = {self._taken: [(False, error)]}
-            self._length = self._taken + 1
+            if self._ordered:
+                number = self._taken
+                while number in self._chunks:
+                    number += 1
+                self._chunks = {kept: self._chunks[kept] for kept in range(self._taken, number)}
+            key = number if self._ordered else -1
+            self._chunks[key] = [(False, error)]
+            self._length = number + 1
+            self._aborted = True

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from ._results import report_unraisable
+from ._results import report
 from ._worker import end_forked_child
 
 __all__ = ["GRACE_SECONDS", "Crew", "Job", "end_if_forked"]
@@ -118,7 +118,7 @@ def _work(
             job(refused)
         except BaseException as error:
             end_if_forked(pid, error)
-            report_unraisable(error, "Exception ignored in a thread of a pool", job)
+            report(error)
         del job  # and what it holds, before the next one comes
         end_if_forked(pid, None)
 
