@@ -27,5 +27,6 @@ PYBIND11_MODULE(_core, module) {
   stook::bindings::register_reclaimer(module);
   stook::bindings::register_worker_pool(module);
   stook::bindings::register_result_iterator(module);
+  stook::bindings::register_task_queue(module);
   stook::bindings::register_worker_process(module);
 }

@@ -53,19 +53,6 @@ WorkerPool::WorkerPool(const workers::ManagerOptions& options, int socket, int s
       decoder(attribute(functions, "unpickle_objects").ptr(),
               attribute(functions, "unpickle_dtype").ptr()) {}
 
-void WorkerPool::close() {
-  if (!open_.exchange(false, std::memory_order_acq_rel)) return;
-  if (manager.in_forked_child()) {
-    // Its copy of the mutex may be locked for ever, by a thread that is not here.
-    manager.close();
-    return;
-  }
-  manager.wake();
-  const WithoutGil without_gil;
-  const std::lock_guard lock(mutex);
-  manager.close();
-}
-
 std::optional<BlockSource::Destination> WorkerPool::allocate(std::uint64_t size) {
   const LockWithGil lock(mutex);
   if (!manager.is_open()) return std::nullopt;
@@ -88,20 +75,22 @@ void register_worker_pool(py::module_& module) {
       .def(py::init([](int socket, int server, std::uint32_t num_workers,
                        std::uint32_t per_worker_buffer_size, std::uint64_t memory_limit,
                        std::uint64_t min_shared_bytes, bool restart_workers,
-                       std::uint32_t max_restarts, py::object functions) {
+                       std::uint32_t max_restarts, bool any_order, py::object functions) {
              workers::ManagerOptions options;
              options.worker_count = num_workers;
              options.per_worker_buffer_size = per_worker_buffer_size;
              options.memory_limit = memory_limit;
              options.restart_workers = restart_workers;
              options.max_restarts = max_restarts;
+             options.any_order = any_order;
              return std::make_shared<WorkerPool>(options, socket, server, min_shared_bytes,
                                                  std::move(functions));
            }),
            py::kw_only(), py::arg("socket"), py::arg("server"), py::arg("num_workers"),
            py::arg("per_worker_buffer_size"), py::arg("memory_limit"), py::arg("min_shared_bytes"),
-           py::arg("restart_workers"), py::arg("max_restarts"), py::arg("functions"))
-      .def("close", &WorkerPool::close)
+           py::arg("restart_workers"), py::arg("max_restarts"), py::arg("any_order"),
+           py::arg("functions"))
+      .def("close", [](WorkerPool& pool) { pool.close(); })
       .def(
           "watch", [](WorkerPool& pool, int fd) { pool.manager.watch_side_channel(fd); },
           py::arg("fd"))

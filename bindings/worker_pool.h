@@ -32,7 +32,25 @@ class WorkerPool : public BlockSource {
              std::uint64_t min_shared_bytes, py::object functions);
 
   // Ends every process; wakes a thread that waits for an element. Any thread; requires GIL.
-  void close();
+  void close() {
+    close([] {});
+  }
+  // `wait_for_sleepers` is called without the GIL, after who sleeps was woken and before anything
+  // that he may look at is gone.
+  template <class Wait>
+  void close(Wait&& wait_for_sleepers) {
+    if (!open_.exchange(false, std::memory_order_acq_rel)) return;
+    if (manager.in_forked_child()) {
+      // Its copy of the mutex may be locked for ever, by a thread that is not here.
+      manager.close();
+      return;
+    }
+    manager.wake();
+    const WithoutGil without_gil;
+    wait_for_sleepers();
+    const std::lock_guard lock(mutex);
+    manager.close();
+  }
   bool is_open() const noexcept { return open_.load(std::memory_order_acquire); }
 
   // Locks `mutex` at once, also while a thread sleeps with it in Manager::wait(): that one is

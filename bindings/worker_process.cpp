@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -10,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/calls.h"
 #include "bindings/decoder.h"
 #include "bindings/encoder.h"
 #include "bindings/errors.h"
@@ -23,6 +25,11 @@
 namespace stook::bindings {
 namespace {
 
+// A worker comes back with what it has of a job's items after so many bytes of arrays, or, if the
+// items were put together because their calls took no time, after this time.
+constexpr std::uint64_t kMostBatchBytes = std::uint64_t{8} << 20;
+constexpr std::chrono::microseconds kBatchTime{1000};
+
 // Python functions that a worker needs (stook/_worker.py), borrowed from the call of serve().
 struct WorkerFunctions {
   PyObject* set_up;            // (index, count, incarnation) -> task
@@ -32,6 +39,8 @@ struct WorkerFunctions {
   PyObject* pickle_dtype;      // (dtype) -> bytes
   PyObject* unpickle_objects;  // (bytes, [buffer]) -> list
   PyObject* unpickle_dtype;    // (bytes) -> dtype
+  PyObject* load_function;     // (bytes) -> function
+  PyObject* retire;            // (): never returns
   PyObject* end_forked_child;  // (exception or None): never returns
 };
 
@@ -93,9 +102,11 @@ void publish_error(workers::Worker& worker, std::uint64_t job, workers::ResultKi
 class PythonRunner : public workers::JobRunner {
  public:
   PythonRunner(workers::Worker& worker, const WorkerFunctions& functions, PyObject* task,
-               std::uint64_t min_shared_bytes)
+               std::uint64_t min_shared_bytes, std::uint64_t most_jobs)
       : functions_(functions),
         task_(task),
+        most_jobs_(most_jobs),
+        function_table_(functions.load_function),
         blocks_(worker.arena()),
         encoder_(blocks_, min_shared_bytes, functions.pickle_objects, functions.pickle_dtype),
         decoder_(functions.unpickle_objects, functions.unpickle_dtype) {}
@@ -104,6 +115,19 @@ class PythonRunner : public workers::JobRunner {
   void after_sleep() override { PyEval_RestoreThread(std::exchange(thread_, nullptr)); }
 
   void run(const workers::Job& job, workers::Worker& worker) override {
+    if (has_items(job.kind)) {
+      run_items(job, worker);
+    } else {
+      run_one(job, worker);
+    }
+    if (most_jobs_ == 0 || ++jobs_run_ < most_jobs_) return;
+    worker.set_retired();
+    const OwnedRef never(PyObject_CallNoArgs(functions_.retire));
+    ::_exit(1);
+  }
+
+ private:
+  void run_one(const workers::Job& job, workers::Worker& worker) {
     if (job.kind == kFailedJob) {
       const std::string error(reinterpret_cast<const char*>(job.payload.data()),
                               job.payload.size());
@@ -132,12 +156,85 @@ class PythonRunner : public workers::JobRunner {
     publish_error(worker, job.number, workers::ResultKind::kError, encode_exception(functions_));
   }
 
- private:
+  // From the call of an item to its encoding in one function, as for one: what is to be moved then
+  // is seen by nobody but `results`, also while the calls behind it run.
+  void run_items(const workers::Job& job, workers::Worker& worker) {
+    const auto begin = std::chrono::steady_clock::now();
+    const OwnedRef function = function_table_.find(job, worker.arguments());
+    OwnedRef items;
+    if (function) {
+      set_numpy_allocator_active(true);
+      items.reset(decoder_.decode_copied(job.payload, job.blocks, worker.arguments()));
+      set_numpy_allocator_active(false);
+    }
+    if (items && !PyList_CheckExact(items.get())) {
+      items.reset();
+      PyErr_SetString(PyExc_SystemError, "the payload of a job with items is no list");
+    }
+    if (!items) {
+      return publish_error(worker, job.number, workers::ResultKind::kError,
+                           encode_exception(functions_));
+    }
+    batch_.clear();
+    const Py_ssize_t size = PyList_GET_SIZE(items.get());
+    for (Py_ssize_t i = 0; i < size; ++i) {
+      // Before the call: if it is the worker's death, those behind it have not run.
+      worker.set_progress(job.number, static_cast<std::uint64_t>(i) + 1);
+      // Each item is dropped when its call is over, as an argument is.
+      OwnedRef item(Py_NewRef(PyList_GET_ITEM(items.get(), i)));
+      PyList_SetItem(items.get(), i, Py_NewRef(Py_None));
+      set_numpy_allocator_active(true);
+      OwnedRef result;
+      if (PyErr_CheckSignals() == 0) {
+        result = call_with_item(function.get(), std::move(item), has_star(job.kind));
+      }
+      set_numpy_allocator_active(false);
+      if (worker.in_forked_child()) end_forked_child(functions_, std::move(result));
+      add_result(std::move(result), worker);
+      if (batch_.must_end() || batch_.array_bytes() > kMostBatchBytes) break;
+      if (is_batch(job.kind) && std::chrono::steady_clock::now() - begin > kBatchTime) break;
+    }
+    workers::ResultDraft draft;
+    draft.job = job.number;
+    batch_.fill(draft);
+    if (worker.publish(draft)) {
+      encoder_.let_go_of_transferred();
+    } else {
+      for (const workers::BlockRef& block : batch_.made_blocks()) blocks_.discard(block);
+      set_exhausted(draft.payload.size(), worker);
+      publish_error(worker, job.number, workers::ResultKind::kError, encode_exception(functions_));
+    }
+    batch_.clear();
+  }
+
+  // A result, or the error that is set.
+  void add_result(OwnedRef result, workers::Worker& worker) {
+    if (result) {
+      switch (encoder_.encode(result.get(), true)) {
+        case EncodeResult::kDone:
+          return batch_.add(std::move(result), encoder_);
+        case EncodeResult::kNoRoom:
+          set_exhausted(encoder_.requested_bytes(), worker);
+          break;
+        case EncodeResult::kPythonError:
+          break;
+      }
+    }
+    batch_.add_error(encode_exception(functions_));
+  }
+
   OwnedRef call(const workers::Job& job, workers::Worker& worker) {
     if (PyErr_CheckSignals() != 0) return OwnedRef();
     set_numpy_allocator_active(true);
     OwnedRef result;
-    {
+    if (job.kind == kCallJob) {
+      const OwnedRef function = function_table_.find(job, worker.arguments());
+      OwnedRef payload;
+      if (function) {
+        payload.reset(decoder_.decode_copied(job.payload, job.blocks, worker.arguments()));
+      }
+      if (payload) result = call_with_pair(function.get(), std::move(payload));
+    } else {
       OwnedRef epoch(PyLong_FromUnsignedLongLong(job.epoch));
       OwnedRef position(PyLong_FromUnsignedLongLong(job.position));
       OwnedRef payload(decode(job, worker));
@@ -201,6 +298,10 @@ class PythonRunner : public workers::JobRunner {
 
   const WorkerFunctions& functions_;
   PyObject* task_;
+  std::uint64_t most_jobs_;  // 0: no end
+  std::uint64_t jobs_run_ = 0;
+  FunctionTable function_table_;
+  BatchDraft batch_;
   ArenaBlocks blocks_;
   Encoder encoder_;
   Decoder decoder_;
@@ -209,8 +310,9 @@ class PythonRunner : public workers::JobRunner {
 
 class PythonHost : public workers::ForkHost {
  public:
-  PythonHost(const WorkerFunctions& functions, std::uint64_t min_shared_bytes)
-      : functions_(functions), min_shared_bytes_(min_shared_bytes) {}
+  PythonHost(const WorkerFunctions& functions, std::uint64_t min_shared_bytes,
+             std::uint64_t most_jobs)
+      : functions_(functions), min_shared_bytes_(min_shared_bytes), most_jobs_(most_jobs) {}
 
   void before_fork() override { PyOS_BeforeFork(); }
   void after_fork_in_server() override { PyOS_AfterFork_Parent(); }
@@ -234,7 +336,7 @@ class PythonHost : public workers::ForkHost {
         ::_exit(1);
       }
       install_numpy_allocator(worker->arena(), min_shared_bytes_);
-      auto* runner = new PythonRunner(*worker, functions_, task, min_shared_bytes_);
+      auto* runner = new PythonRunner(*worker, functions_, task, min_shared_bytes_, most_jobs_);
       worker->run(*runner);
     } catch (const py::error_already_set& error) {
       std::fprintf(stderr, "stook: worker %u: %s\n", index, error.what());
@@ -247,28 +349,32 @@ class PythonHost : public workers::ForkHost {
  private:
   const WorkerFunctions& functions_;
   std::uint64_t min_shared_bytes_;
+  std::uint64_t most_jobs_;
 };
 
-void serve(int socket, int parent, std::uint64_t min_shared_bytes, const py::object& functions) {
+void serve(int socket, int parent, std::uint64_t min_shared_bytes, std::uint64_t most_jobs,
+           const py::object& functions) {
   const auto get = [&](const char* name) {
     // Held by the module object for as long as the process lives.
     return py::object(functions.attr(name)).release().ptr();
   };
-  const WorkerFunctions table{get("set_up"),          get("encode_error"),
-                              get("exhausted_error"), get("pickle_objects"),
-                              get("pickle_dtype"),    get("unpickle_objects"),
-                              get("unpickle_dtype"),  get("end_forked_child")};
-  PythonHost host(table, min_shared_bytes);
+  const WorkerFunctions table{get("set_up"),          get("encode_error"),  get("exhausted_error"),
+                              get("pickle_objects"),  get("pickle_dtype"),  get("unpickle_objects"),
+                              get("unpickle_dtype"),  get("load_function"), get("retire"),
+                              get("end_forked_child")};
+  PythonHost host(table, min_shared_bytes, most_jobs);
   workers::serve_forks(socket, parent, host);
 }
 
 }  // namespace
 
 void register_worker_process(py::module_& module) {
-  module.def("serve", &serve, py::arg("socket"), py::arg("parent"), py::arg("min_shared_bytes"),
-             py::arg("functions"),
-             "Runs the fork server until its parent ends or closes the socket. `functions` has the "
-             "attributes that a worker needs (stook/_worker.py).");
+  module.def(
+      "serve", &serve, py::arg("socket"), py::arg("parent"), py::arg("min_shared_bytes"),
+      py::arg("most_jobs"), py::arg("functions"),
+      "Runs the fork server until its parent ends or closes the socket. A worker ends, and is "
+      "replaced, after `most_jobs` jobs (0: never). `functions` has the attributes that a "
+      "worker needs (stook/_worker.py).");
 }
 
 }  // namespace stook::bindings

@@ -150,11 +150,15 @@ bool Manager::slot_is_free(std::uint64_t job) {
 }
 
 bool Manager::can_produce() {
-  return broken_.empty() && !startup_error_ && produced_ - delivered_ < window_ &&
-         slot_is_free(produced_);
+  if (!broken_.empty() || startup_error_) return false;
+  if (options_.any_order) return in_flight_ < window_;
+  return produced_ - delivered_ < window_ && slot_is_free(produced_);
 }
 
-void Manager::produce(const JobOrder& order) {
+std::uint64_t Manager::produce(const JobOrder& order) {
+  // A number whose slot an older job still has is left out. Claimers pass over it: the slot's word
+  // is not that of an unclaimed job of this number.
+  while (options_.any_order && is_occupied(record(produced_))) ++produced_;
   const std::uint64_t number = produced_;
   JobSlot& slot = channel_->control().job(number);
   JobRecord& job = record(number);
@@ -192,8 +196,31 @@ void Manager::produce(const JobOrder& order) {
     std::memcpy(bytes + refs, order.payload.data(), order.payload.size());
   }
   ++produced_;
+  ++in_flight_;
   produce_job(channel_->control().header().jobs, slot, number);
   ring_for_jobs(false);
+  return number;
+}
+
+bool Manager::cancel(std::uint64_t number) {
+  JobRecord& job = record(number);
+  if (job.number != number || job.state != JobState::kUnderWay ||
+      !cancel_job(channel_->control().job(number), number)) {
+    return false;
+  }
+  free_arguments(job.arguments);
+  job.arguments.clear();
+  job.state = JobState::kDelivered;
+  --in_flight_;
+  advance_delivered();
+  return true;
+}
+
+bool Manager::is_claimed(std::uint64_t number) const {
+  const JobRecord& job = jobs_[number & (jobs_.size() - 1)];
+  if (job.number != number || job.state != JobState::kUnderWay) return false;
+  const std::uint64_t claim = channel_->control().job(number).claim.load(std::memory_order_relaxed);
+  return claim_job(claim) == number && claim_claimer(claim) != kUnclaimed;
 }
 
 std::optional<Manager::ArgumentBlock> Manager::allocate_arguments(std::uint64_t bytes) {
@@ -252,12 +279,13 @@ void Manager::close() noexcept {
     }
     worker.alive = false;
   }
-  for (std::uint64_t number = delivered_; number < produced_; ++number) {
-    if (record(number).state == JobState::kReady) release_ready(record(number));
-    record(number).state = JobState::kDelivered;
+  for (JobRecord& job : jobs_) {
+    if (job.state == JobState::kReady) release_ready(job);
+    job.state = JobState::kDelivered;
   }
   ready_.clear();
   delivered_ = produced_;
+  in_flight_ = 0;
   for (WorkerRecord& worker : workers_) {
     worker.results.reset();
     worker.arena_fd.reset();

@@ -34,6 +34,9 @@ struct ManagerOptions {
   std::uint64_t memory_limit = 0;  // bytes
   bool restart_workers = true;     // run a lost job again, at most `max_restarts` times
   std::uint32_t max_restarts = 2;
+  // Jobs have no order among them: one that takes long holds no other back, and the window counts
+  // those under way alone. They are polled for and taken unordered.
+  bool any_order = false;
 };
 
 // A job as the parent gives it out.
@@ -56,6 +59,7 @@ enum class OutcomeKind {
 // outcome owns one lease of each of its blocks.
 struct Outcome {
   OutcomeKind kind = OutcomeKind::kElement;
+  std::uint64_t job = 0;  // as produce() numbered it
   std::uint64_t epoch = 0;
   std::uint64_t position = 0;
   std::uint32_t worker = 0;
@@ -71,6 +75,14 @@ struct Outcome {
   int status = 0;  // as waitpid gives it
   std::uint32_t attempts = 0;
   bool out_of_memory = false;  // the kernel's out-of-memory killer was at work meanwhile
+  std::uint64_t begun = 0;     // of the job's items, as the worker counted them
+};
+
+// A worker that ended although nobody had asked it to.
+struct Death {
+  std::uint32_t worker = 0;
+  pid_t pid = 0;
+  int status = 0;  // as waitpid gives it
 };
 
 struct ManagerStats {
@@ -89,7 +101,16 @@ class Manager {
 
   // -------------------------------------------------------------- jobs
   bool can_produce();
-  void produce(const JobOrder& order);
+  // Returns the job's number.
+  std::uint64_t produce(const JobOrder& order);
+  // Rings workers that sleep although there are jobs. produce() rings for some of many; who does
+  // not wait() for their results himself asks for the others.
+  void ring_workers() { ring_for_jobs(true); }
+  // With any_order: takes back a job that no worker has claimed; it has no outcome. False if one
+  // has, or if it is over.
+  bool cancel(std::uint64_t number);
+  // A worker has it, and it is not yet ready here.
+  bool is_claimed(std::uint64_t number) const;
   // Room for arguments that do not fit a job slot; nothing if there is none. Given back through
   // JobOrder::blocks or free_arguments.
   struct ArgumentBlock {
@@ -110,7 +131,7 @@ class Manager {
   // True if the side channel was found to have something while the caller did not wait; once.
   bool take_side_channel_news() noexcept { return std::exchange(side_channel_news_, false); }
   Outcome take(bool ordered);
-  std::uint64_t under_way() const noexcept { return produced_ - delivered_; }
+  std::uint64_t under_way() const noexcept { return in_flight_; }
   // True if elements that the user keeps should no longer stay in shared memory.
   bool should_copy_out(const Outcome& outcome) const;
 
@@ -119,8 +140,30 @@ class Manager {
   // channel is readable. `signals_checked` says that the caller blocked signals and looked at its
   // flags, so that one which arrives now ends the sleep; without it the sleep is bounded.
   WaitEnd wait(bool ordered, const sigset_t* unblocked);
-  // Ends a wait() that goes on in another thread. Any thread.
+  // Ends a wait() or sleep() that goes on in another thread. Any thread.
   void wake() noexcept;
+  // The three parts of wait(), for who lets others call this object while he sleeps: the first and
+  // the last as every call, the sleep itself without whatever keeps calls apart. close() must not
+  // come before the sleep is over.
+  struct Sleep {
+    bool needed = false;  // false: something is ready
+    bool bounded = false;
+    std::int64_t nanoseconds = 0;  // how long at most, if bounded
+    int epoll = -1;
+  };
+  struct Waking {
+    int count = 0;  // of events; or -1, and
+    int error = 0;  // errno
+    bool timed_out = false;
+    std::uint32_t events = 0;
+  };
+  // Without `may_coalesce` the first result ends the sleep, and none is bounded: for who cannot
+  // look again by himself.
+  Sleep begin_sleep(bool ordered, bool signals_blocked, bool may_coalesce = true);
+  static Waking sleep(const Sleep& sleep, const sigset_t* unblocked) noexcept;
+  WaitEnd end_sleep(const Waking& waking);
+  // Readable when something may have come for who called begin_sleep() and found nothing.
+  int descriptor() const noexcept { return epoll_.get(); }
   // A descriptor of the caller's to watch while waiting.
   void watch_side_channel(int fd);
 
@@ -133,6 +176,8 @@ class Manager {
   bool is_open() const noexcept { return socket_.is_open(); }
   bool in_forked_child() const noexcept;
 
+  // Workers that ended unasked since the last call. Filled with any_order alone.
+  std::vector<Death> take_deaths() { return std::exchange(deaths_, {}); }
   ManagerStats stats() const;
   // One per worker; after close() they tell of leased blocks alone.
   std::vector<WorkerMemory> memory() const;
@@ -176,9 +221,12 @@ class Manager {
     std::vector<BlockRef> arguments;
   };
 
-  // What an epoll event is about.
-  enum : std::uint32_t { kBellEvent, kServerEvent, kSideEvent };
+  // What an epoll event is about; bits of Waking::events.
+  enum : std::uint32_t { kBellEvent = 1, kServerEvent = 2, kSideEvent = 4 };
 
+  static bool is_occupied(const JobRecord& job) {
+    return job.state == JobState::kUnderWay || job.state == JobState::kReady;
+  }
   JobRecord& record(std::uint64_t job) { return jobs_[job & (jobs_.size() - 1)]; }
   void spawn(std::uint32_t worker);
   void drain(std::uint32_t worker);
@@ -187,7 +235,6 @@ class Manager {
                     std::vector<std::byte>& external);
   void release_ready(JobRecord& record);
   bool awaited_is_ready(bool ordered);
-  WaitEnd sleep(const timespec* timeout, const sigset_t* unblocked);
   void handle_messages();
   void look_for_news();
   void on_exit(std::uint32_t worker, int status);
@@ -217,12 +264,14 @@ class Manager {
   std::unordered_map<std::uint64_t, StaleJob> stale_;
   std::uint64_t produced_ = 0;
   std::uint64_t delivered_ = 0;  // jobs below this are done with
+  std::uint64_t in_flight_ = 0;  // jobs produced and not yet done with
   std::uint64_t leased_bytes_ = 0;
   std::uint64_t ready_bytes_ = 0;  // leased by elements not yet taken
   std::uint64_t restarts_ = 0;
   std::uint32_t unannounced_ = 0;  // workers asked for, of whose birth nothing was heard yet
   std::uint32_t startup_deaths_ = 0;
   std::uint64_t oom_kills_ = 0;
+  std::vector<Death> deaths_;
   std::optional<Outcome> startup_error_;
   std::vector<std::byte> startup_payload_;
   std::string broken_;

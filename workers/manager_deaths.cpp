@@ -95,15 +95,17 @@ void Manager::on_exit(std::uint32_t index, int status) {
   if (startup_error_) return;
 
   bool lost = false;
-  for (std::uint64_t number = delivered_; number < produced_; ++number) {
-    if (record(number).state != JobState::kUnderWay) continue;
+  for (const JobRecord& job : jobs_) {
+    if (job.state != JobState::kUnderWay) continue;
     const std::uint64_t claim =
-        channel_->control().job(number).claim.load(std::memory_order_acquire);
-    if (claim == claim_word(number, claimer_of(index))) {
+        channel_->control().job(job.number).claim.load(std::memory_order_acquire);
+    if (claim == claim_word(job.number, claimer_of(index))) {
       lost = true;
-      lose_job(number, index, status);
+      lose_job(job.number, index, status);
     }
   }
+  const bool retired = !lost && cell.progress.load(std::memory_order_relaxed) == kRetired;
+  if (options_.any_order && !retired) deaths_.push_back({index, worker.pid, status});
   // A worker that dies again and again before it runs anything would be replaced for ever.
   if (!lost && !worker.has_published && ++startup_deaths_ > options_.max_restarts) {
     broken_ = "workers end before they run anything (the last one, pid " +
@@ -111,7 +113,8 @@ void Manager::on_exit(std::uint32_t index, int status) {
     return;
   }
   ++worker.incarnation;
-  ++restarts_;
+  if (!retired) ++restarts_;
+  cell.progress.store(0, std::memory_order_relaxed);
   spawn(index);
   // The dead one may have swallowed a ring that was meant for the others, too.
   ring_for_jobs(true);
@@ -130,6 +133,8 @@ void Manager::lose_job(std::uint64_t number, std::uint32_t index, int status) {
   outcome.pid = workers_[index].pid;
   outcome.status = status;
   outcome.attempts = job.attempts;
+  outcome.begun =
+      items_begun(channel_->control().cell(index).progress.load(std::memory_order_relaxed), number);
   outcome.out_of_memory =
       WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && shm::oom_kill_count() != oom_kills_;
   finish(job, outcome);

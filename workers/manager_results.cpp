@@ -187,6 +187,7 @@ bool Manager::lease_blocks(std::uint32_t index, const ResultSlot& slot,
 }
 
 void Manager::finish(JobRecord& job, Outcome outcome) {
+  outcome.job = job.number;
   outcome.epoch = job.epoch;
   outcome.position = job.position;
   job.outcome = outcome;
@@ -207,12 +208,17 @@ Outcome Manager::take(bool ordered) {
   free_arguments(job.arguments);
   job.arguments.clear();
   ++taken_since_wake_;
+  --in_flight_;
   advance_delivered();
   return job.outcome;
 }
 
 void Manager::advance_delivered() {
-  while (delivered_ < produced_ && record(delivered_).state == JobState::kDelivered) ++delivered_;
+  // A record of another number: of a later job, or of an older one that lets this be left out.
+  while (delivered_ < produced_ && (record(delivered_).state == JobState::kDelivered ||
+                                    record(delivered_).number != delivered_)) {
+    ++delivered_;
+  }
   channel_->control().header().delivered.store(delivered_, std::memory_order_relaxed);
 }
 
@@ -242,8 +248,8 @@ void Manager::abandon() {
   } catch (const shm::Error&) {
     // Called from destructors. The pool is broken, and the next poll() says so.
   }
-  for (std::uint64_t number = delivered_; number < produced_; ++number) {
-    JobRecord& job = record(number);
+  for (JobRecord& job : jobs_) {
+    const std::uint64_t number = job.number;
     if (job.state == JobState::kUnderWay) {
       JobSlot& slot = channel_->control().job(number);
       if (!cancel_job(slot, number)) {
@@ -259,6 +265,7 @@ void Manager::abandon() {
     job.state = JobState::kDelivered;
   }
   ready_.clear();
+  in_flight_ = 0;
   advance_delivered();
 }
 

@@ -11,7 +11,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <ctime>
+#include <string>
 
 #include "shm/error.h"
 #include "shm/eventfd.h"
@@ -61,30 +63,65 @@ void Manager::ring_for_jobs(bool now) {
 }
 
 Manager::WaitEnd Manager::wait(bool ordered, const sigset_t* unblocked) {
+  const Sleep plan = begin_sleep(ordered, unblocked != nullptr);
+  return end_sleep(plan.needed ? sleep(plan, unblocked) : Waking{});
+}
+
+Manager::Sleep Manager::begin_sleep(bool ordered, bool signals_blocked, bool may_coalesce) {
   ControlHeader& header = channel_->control().header();
   ring_for_jobs(true);
 
   std::uint64_t ahead = 1;
-  if (coalesce_ && element_us_ < kSleepWorth) {
+  if (may_coalesce && coalesce_ && element_us_ < kSleepWorth) {
     ahead = std::clamp<std::uint64_t>(static_cast<std::uint64_t>(kSleepWorth / element_us_), 1,
                                       std::max<std::uint64_t>(1, window_ / 2));
   }
+  // Jobs in no order: the oldest ones are taken to be the first `in_flight_` before the last.
+  const std::uint64_t oldest = options_.any_order ? produced_ - in_flight_ : delivered_;
   // With nothing under way (the caller then sleeps for a moment only) any number will do.
-  const std::uint64_t target =
-      std::max(std::min(delivered_ + ahead, produced_), delivered_ + 1) - 1;
-  const bool coalesced = target > delivered_;
-  shm::announce_sleep(header.parent, parent_sleeps_until(target, ordered && !coalesced));
+  std::uint64_t target = std::max(std::min(oldest + ahead, produced_), oldest + 1) - 1;
+  const bool coalesced = target > oldest;
+  if (options_.any_order && !coalesced) target = 0;  // any
+  const bool exact = ordered && !coalesced;
+  shm::announce_sleep(header.parent, parent_sleeps_until(target, exact));
+
+  Sleep plan;
+  plan.epoll = epoll_.get();
+  plan.needed = !awaited_is_ready(ordered) && broken_.empty() && !startup_error_;
+  plan.bounded = coalesced || !signals_blocked;
+  plan.nanoseconds = coalesced ? kCoalescedNanoseconds : kUnmaskedNanoseconds;
+  return plan;
+}
+
+Manager::Waking Manager::sleep(const Sleep& plan, const sigset_t* unblocked) noexcept {
+  const timespec timeout{plan.nanoseconds / 1'000'000'000, plan.nanoseconds % 1'000'000'000};
+  epoll_event events[4];
+  Waking waking;
+  waking.count =
+      epoll_wait_precise(plan.epoll, events, 4, plan.bounded ? &timeout : nullptr, unblocked);
+  if (waking.count < 0) waking.error = errno;
+  for (int i = 0; i < waking.count; ++i) waking.events |= events[i].data.u32;
+  waking.timed_out = waking.count == 0;
+  return waking;
+}
+
+Manager::WaitEnd Manager::end_sleep(const Waking& waking) {
   WaitEnd end = WaitEnd::kProgress;
-  if (!awaited_is_ready(ordered) && broken_.empty() && !startup_error_) {
-    const timespec short_sleep{0, kCoalescedNanoseconds};
-    const timespec bounded_sleep{0, kUnmaskedNanoseconds};
-    const timespec* timeout = coalesced              ? &short_sleep
-                              : unblocked == nullptr ? &bounded_sleep
-                                                     : nullptr;
-    end = sleep(timeout, unblocked);
-    coalesce_ = end != WaitEnd::kTimeOut;
+  if (waking.timed_out) end = WaitEnd::kTimeOut;
+  if (waking.count < 0) {
+    shm::wake_up(channel_->control().header().parent);
+    if (waking.error != EINTR) {
+      throw shm::Error(shm::ErrorCode::kSystem,
+                       std::string("epoll_pwait2: ") + std::strerror(waking.error), waking.error);
+    }
+    end = WaitEnd::kInterrupted;
   }
-  shm::wake_up(header.parent);
+  if ((waking.events & kServerEvent) != 0) handle_messages();
+  if ((waking.events & kSideEvent) != 0) end = WaitEnd::kSideChannel;
+  polls_since_news_ = 0;
+  const bool slept = waking.count != 0 || waking.timed_out;
+  if (slept) coalesce_ = end != WaitEnd::kTimeOut;
+  shm::wake_up(channel_->control().header().parent);
 
   // The pace: from the end of one sleep to the end of the next, over the elements taken between.
   const auto now = Clock::now();
@@ -100,25 +137,15 @@ Manager::WaitEnd Manager::wait(bool ordered, const sigset_t* unblocked) {
 }
 
 void Manager::look_for_news() {
-  const timespec at_once{};
-  side_channel_news_ |= sleep(&at_once, nullptr) == WaitEnd::kSideChannel;
-}
-
-Manager::WaitEnd Manager::sleep(const timespec* timeout, const sigset_t* unblocked) {
   polls_since_news_ = 0;
-  epoll_event events[4];
-  const int count = epoll_wait_precise(epoll_.get(), events, 4, timeout, unblocked);
-  if (count < 0) {
-    if (errno == EINTR) return WaitEnd::kInterrupted;
-    shm::throw_system_error("epoll_pwait2");
+  const Sleep glance{true, true, 0, epoll_.get()};
+  const Waking waking = sleep(glance, nullptr);
+  if (waking.count < 0 && waking.error != EINTR) {
+    throw shm::Error(shm::ErrorCode::kSystem,
+                     std::string("epoll_pwait2: ") + std::strerror(waking.error), waking.error);
   }
-  if (count == 0) return WaitEnd::kTimeOut;
-  WaitEnd end = WaitEnd::kProgress;
-  for (int i = 0; i < count; ++i) {
-    if (events[i].data.u32 == kServerEvent) handle_messages();
-    if (events[i].data.u32 == kSideEvent) end = WaitEnd::kSideChannel;
-  }
-  return end;
+  if ((waking.events & kServerEvent) != 0) handle_messages();
+  side_channel_news_ |= (waking.events & kSideEvent) != 0;
 }
 
 void Manager::wake() noexcept { shm::ring_eventfd(bell_.get()); }

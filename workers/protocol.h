@@ -114,6 +114,9 @@ struct WorkerCell {
   alignas(shm::kIsolation) Shared<std::uint64_t> handed_bytes;
   // Payload of this job (+ 1) has been copied out of its slot. Written by the worker.
   Shared<std::uint64_t> taken_job;
+  // How far the worker has come with a job of several items: see progress_word; or kRetired.
+  // Written by the worker; read by the parent once it is dead.
+  Shared<std::uint64_t> progress;
   // What the worker's allocator holds: see shm::BlockStats. Written by the worker with each
   // element and while it is idle; by the parent (0) once it is dead. Relaxed, one by one: figures
   // for people, who may see them a moment apart.
@@ -121,6 +124,17 @@ struct WorkerCell {
   Shared<std::uint64_t> live_bytes;
   Shared<std::uint64_t> idle_bytes;
 };
+
+// How many items of a job were begun. The job's number tells a word of an earlier job.
+inline constexpr std::uint64_t kMostItems = (std::uint64_t{1} << 24) - 1;
+constexpr std::uint64_t progress_word(std::uint64_t job, std::uint64_t begun) {
+  return job << 24 | begun;
+}
+constexpr std::uint64_t items_begun(std::uint64_t progress, std::uint64_t job) {
+  return progress >> 24 == (job << 24) >> 24 ? progress & kMostItems : 0;
+}
+// A worker that ends because it has run as many jobs as it was to run.
+inline constexpr std::uint64_t kRetired = ~std::uint64_t{0};
 
 struct ControlHeader {
   std::uint64_t magic;

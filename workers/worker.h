@@ -82,6 +82,16 @@ class Worker {
   // replaced by a smaller one (an error). On success made blocks belong to the parent alone.
   bool publish(const ResultDraft& draft);
 
+  // Read by the parent if this process dies: how many items of a job were begun, and that this
+  // worker ends as it was told to.
+  void set_progress(std::uint64_t job, std::uint64_t begun) noexcept {
+    control_.cell(birth_.index)
+        .progress.store(progress_word(job, begun), std::memory_order_relaxed);
+  }
+  void set_retired() noexcept {
+    control_.cell(birth_.index).progress.store(kRetired, std::memory_order_relaxed);
+  }
+
   WorkerArena& arena() noexcept { return *arena_; }
   // True in a process that user code forked off this worker: it must not touch anything shared.
   bool in_forked_child() const noexcept { return arena_->in_forked_child(); }

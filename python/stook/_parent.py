@@ -62,6 +62,18 @@ class ParentFunctions:
             )
         return WorkerDied(worker, os.waitstatus_to_exitcode(status), position, detail)
 
+    def task_error(self, payload: bytes) -> BaseException:
+        return decode_error(payload)
+
+    def task_died(self, worker: int, pid: int, status: int, out_of_memory: bool) -> WorkerDied:
+        detail = f"its process id was {pid}"
+        if out_of_memory:
+            detail += (
+                "; the kernel's out-of-memory killer was at work meanwhile: use fewer workers or"
+                " smaller tasks"
+            )
+        return WorkerDied(worker, os.waitstatus_to_exitcode(status), None, detail)
+
     def encode_unsendable(self, error: BaseException, position: int) -> bytes:
         """The error payload for an item of the source that cannot be sent to a worker."""
         wrapped: BaseException = error

@@ -26,6 +26,7 @@ from .errors import StookError
 
 __all__ = [
     "dump_for_workers",
+    "dump_function",
     "pickle_dtype",
     "pickle_objects",
     "track_classes",
@@ -197,6 +198,19 @@ def unpickle_dtype(data: bytes) -> Any:
 
 
 # ---- on the way in ---------------------------------------------------------------------------
+
+
+def dump_function(function: Any) -> bytes:
+    """Pickles a function that a pool's workers are to call.
+
+    Raises:
+      StookError: Something in it cannot be pickled; the message says what and where it hangs.
+    """
+    try:
+        return _dumps(function)
+    except Exception:
+        dump_for_workers({"function": function})  # raises, and says why
+        raise
 
 
 def dump_for_workers(parts: dict[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from . import _core, _server
 from ._iterator import LoaderIterator
@@ -31,10 +31,23 @@ from .errors import StookError
 from .options import MultiprocessingOptions
 from .stats import LoaderStats, WorkerMemory
 
-__all__ = ["ProcessIterator", "ProcessPool", "start"]
+__all__ = [
+    "ProcessIterator",
+    "ProcessPool",
+    "crosses_by_name",
+    "forget_in_children",
+    "start",
+    "start_processes",
+]
 
-# Pools of this process, for forked servers to forget.
-_pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
+# Pools of this process, for its forked children to forget.
+_pools: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def forget_in_children(pool: Any) -> None:
+    """Has `pool._forget()` called in forked children of this process."""
+    _pools.add(pool)
+
 
 _BOOT = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]);"
@@ -67,6 +80,161 @@ class ProcessIterator(_core.ResultIterator, LoaderIterator):  # type: ignore[mis
         )
 
 
+class Task(Protocol):
+    """What workers are started with; the server binds it, and its workers inherit that."""
+
+    seed: Any
+
+    def bind(self) -> Any: ...
+
+
+def start_processes(
+    parts: dict[str, Any],
+    task: Task,
+    options: MultiprocessingOptions,
+    *,
+    any_order: bool = False,
+    most_jobs: int = 0,
+) -> tuple[Any, LogReceiver]:
+    """Starts a fork server, which starts the workers; returns before they are up.
+
+    Args:
+      parts: What of `task` the user knows, by the name he knows it by, for errors that name it.
+      task: What the workers run.
+      options: Everything else about them.
+      any_order: Jobs have no order among them, and a lost one is never run again.
+      most_jobs: A worker ends, and is replaced, after so many; 0: never.
+    """
+    if _server.load_state["loading"]:
+        raise StookError(
+            "a worker process imports a module that starts worker processes itself, in"
+            f" {_importing_line()}; start them in a function, or under"
+            " `if __name__ == '__main__':`"
+        )
+    limit = options.memory_limit
+    if limit is None:
+        limit = max(1 << 26, _core.memory_left() // 4)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    log_in, log_out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with theirs, log_out:
+            if options.start_method == "fork":
+                server = _fork_server(task, options, most_jobs, theirs, log_out, (ours, log_in))
+            else:
+                server = _spawn_server(parts, task, options, most_jobs, theirs, log_out)
+    except BaseException:
+        ours.close()
+        log_in.close()
+        raise
+    logs = LogReceiver(log_in)
+    try:
+        core = _core.WorkerPool(
+            socket=ours.detach(),
+            server=server,
+            num_workers=options.num_workers,
+            per_worker_buffer_size=options.per_worker_buffer_size,
+            memory_limit=limit,
+            min_shared_bytes=options.min_shared_bytes,
+            restart_workers=options.on_worker_death == "restart" and not any_order,
+            max_restarts=options.max_restarts,
+            any_order=any_order,
+            functions=ParentFunctions(logs, limit),
+        )
+        core.watch(logs.fileno())
+    except BaseException:
+        logs.close()
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(server, signal.SIGKILL)
+            os.waitpid(server, 0)
+        raise
+    return core, logs
+
+
+def _spawn_server(
+    parts: dict[str, Any],
+    task: Task,
+    options: MultiprocessingOptions,
+    most_jobs: int,
+    control: socket.socket,
+    log: socket.socket,
+) -> int:
+    """A fresh interpreter that is sent everything; returns its process id."""
+    settings = {
+        "surroundings": Surroundings.of_this_process(),
+        "threads": options.threads_per_worker,
+        "min_shared_bytes": options.min_shared_bytes,
+        "most_jobs": most_jobs,
+    }
+    data = dump_for_workers(
+        {
+            **parts,
+            "worker_init_fn": options.worker_init_fn,
+            "task": task,
+        }  # task: known by its parts
+    )
+    warn_of_large(data, parts)
+    payload = os.memfd_create("stook-payload", os.MFD_CLOEXEC)
+    try:
+        with open(payload, "wb", closefd=False) as file:
+            pickle.dump(settings, file, protocol=5)
+            file.write(data)
+        os.lseek(payload, 0, os.SEEK_SET)
+        return _spawn_interpreter(
+            (control.fileno(), payload, log.fileno()),
+            {**os.environ, **thread_variables(options.threads_per_worker)},
+        )
+    finally:
+        os.close(payload)
+
+
+def _fork_server(
+    task: Task,
+    options: MultiprocessingOptions,
+    most_jobs: int,
+    control: socket.socket,
+    log: socket.socket,
+    parents: tuple[socket.socket, ...],
+) -> int:
+    """A fork of this process, which inherits everything; returns its process id."""
+    _check_forkable()
+    track_classes()
+    for stream in (sys.stdout, sys.stderr):  # else the children would print it again
+        with contextlib.suppress(Exception):
+            stream.flush()
+    parent = os.getpid()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # _check_forkable has warned
+        pid = os.fork()
+    if pid != 0:
+        return pid
+    try:
+        os.setpgid(0, 0)
+        for end in parents:
+            end.close()
+        signal.set_wakeup_fd(-1)
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is not None:
+            asyncio._set_running_loop(None)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        os.environ.update(thread_variables(options.threads_per_worker))
+        limit_library_threads(options.threads_per_worker)
+        _server.serve(
+            control.detach(),
+            log.detach(),
+            parent,
+            task=task,
+            init=options.worker_init_fn,
+            failure=None,
+            threads=options.threads_per_worker,
+            min_shared_bytes=options.min_shared_bytes,
+            most_jobs=most_jobs,
+        )
+    finally:
+        os._exit(1)
+
+
 class ProcessPool:
     """The worker processes of one loader."""
 
@@ -85,7 +253,7 @@ class ProcessPool:
         self._forked = False
         renew_lock_in_child(self)
         self._start()
-        _pools.add(self)
+        forget_in_children(self)
 
     # ---- what the loader calls -------------------------------------------------------------------
 
@@ -196,7 +364,7 @@ class ProcessPool:
         functions = [
             function
             for function in (*self._task.transforms, self._task.collate)
-            if function is not None and not _crosses_by_name(function)
+            if function is not None and not crosses_by_name(function)
         ]
         if not functions:
             return b""
@@ -204,126 +372,18 @@ class ProcessPool:
         return hashlib.blake2b(dump_for_workers({"transform": functions})).digest()
 
     def _start(self) -> None:
-        if _server.load_state["loading"]:
-            raise StookError(
-                "a worker process imports a module that starts worker processes itself, in"
-                f" {_importing_line()}; start them in a function, or under"
-                " `if __name__ == '__main__':`"
-            )
-        options = self._options
-        limit = options.memory_limit
-        if limit is None:
-            limit = max(1 << 26, _core.memory_left() // 4)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        log_in, log_out = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with theirs, log_out:
-                if options.start_method == "fork":
-                    server = self._fork_server(theirs, log_out, (ours, log_in))
-                else:
-                    server = self._spawn_server(theirs, log_out)
-        except BaseException:
-            ours.close()
-            log_in.close()
-            raise
-        logs = LogReceiver(log_in)
-        try:
-            core = _core.WorkerPool(
-                socket=ours.detach(),
-                server=server,
-                num_workers=options.num_workers,
-                per_worker_buffer_size=options.per_worker_buffer_size,
-                memory_limit=limit,
-                min_shared_bytes=options.min_shared_bytes,
-                restart_workers=options.on_worker_death == "restart",
-                max_restarts=options.max_restarts,
-                functions=ParentFunctions(logs, limit),
-            )
-            core.watch(logs.fileno())
-        except BaseException:
-            logs.close()
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(server, signal.SIGKILL)
-                os.waitpid(server, 0)
-            raise
-        self._core = core
-        self._logs = logs
-
-    def _spawn_server(self, control: socket.socket, log: socket.socket) -> int:
-        """A fresh interpreter that is sent everything; returns its process id."""
-        options = self._options
-        settings = {
-            "surroundings": Surroundings.of_this_process(),
-            "threads": options.threads_per_worker,
-            "min_shared_bytes": options.min_shared_bytes,
-        }
-        parts = {
-            "source": self._task.source,
-            "transform": self._task.transforms,
-            "collate": self._task.collate,
-            "worker_init_fn": options.worker_init_fn,
-            "task": self._task,
-        }
-        data = dump_for_workers(parts)
-        del parts["task"]  # known to the user as the others
-        warn_of_large(data, parts)
-        self._functions_sent = self._function_digest()
-        payload = os.memfd_create("stook-payload", os.MFD_CLOEXEC)
-        try:
-            with open(payload, "wb", closefd=False) as file:
-                pickle.dump(settings, file, protocol=5)
-                file.write(data)
-            os.lseek(payload, 0, os.SEEK_SET)
-            return _spawn_interpreter(
-                (control.fileno(), payload, log.fileno()),
-                {**os.environ, **thread_variables(options.threads_per_worker)},
-            )
-        finally:
-            os.close(payload)
-
-    def _fork_server(
-        self,
-        control: socket.socket,
-        log: socket.socket,
-        parents: tuple[socket.socket, ...],
-    ) -> int:
-        """A fork of this process, which inherits everything; returns its process id."""
-        _check_forkable()
-        track_classes()
-        for stream in (sys.stdout, sys.stderr):  # else the children would print it again
-            with contextlib.suppress(Exception):
-                stream.flush()
-        parent = os.getpid()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # _check_forkable has warned
-            pid = os.fork()
-        if pid != 0:
-            return pid
-        try:
-            os.setpgid(0, 0)
-            for end in parents:
-                end.close()
-            signal.set_wakeup_fd(-1)
-            asyncio = sys.modules.get("asyncio")
-            if asyncio is not None:
-                asyncio._set_running_loop(None)
-            null = os.open(os.devnull, os.O_RDONLY)
-            os.dup2(null, 0)
-            os.close(null)
-            os.environ.update(thread_variables(self._options.threads_per_worker))
-            limit_library_threads(self._options.threads_per_worker)
-            _server.serve(
-                control.detach(),
-                log.detach(),
-                parent,
-                task=self._task,
-                init=self._options.worker_init_fn,
-                failure=None,
-                threads=self._options.threads_per_worker,
-                min_shared_bytes=self._options.min_shared_bytes,
-            )
-        finally:
-            os._exit(1)
+        self._core, self._logs = start_processes(
+            {
+                "source": self._task.source,
+                "transform": self._task.transforms,
+                "collate": self._task.collate,
+                "worker_init_fn": self._options.worker_init_fn,
+            },
+            self._task,
+            self._options,
+        )
+        if self._options.start_method != "fork":
+            self._functions_sent = self._function_digest()
 
     def _forget(self) -> None:
         """In a forked child: processes and descriptors are its parent's, and stay with it."""
@@ -378,7 +438,7 @@ def _spawn_interpreter(descriptors: tuple[int, int, int], environment: dict[str,
     )
 
 
-def _crosses_by_name(function: Any) -> bool:
+def crosses_by_name(function: Any) -> bool:
     """True for what pickle takes by name: functions and classes of modules that can be imported."""
     module = getattr(function, "__module__", None)
     name = getattr(function, "__qualname__", None)

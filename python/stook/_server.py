@@ -60,6 +60,7 @@ def main(control: int, payload: int, log: int, parent: int) -> None:
         failure=failure,
         threads=settings["threads"],
         min_shared_bytes=settings["min_shared_bytes"],
+        most_jobs=settings["most_jobs"],
     )
 
 
@@ -103,6 +104,7 @@ def serve(
     failure: BaseException | None,
     threads: int,
     min_shared_bytes: int,
+    most_jobs: int,
 ) -> None:
     """Serves until the parent is gone; never returns."""
     status = 1
@@ -132,7 +134,7 @@ def serve(
         # What exists now is shared by all workers for ever; the collector must not write to it.
         # Without a collection before: that takes longer than forking, and saves nothing here.
         gc.freeze()
-        _core.serve(control, parent, min_shared_bytes, functions)
+        _core.serve(control, parent, min_shared_bytes, most_jobs, functions)
         status = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())

@@ -9,6 +9,7 @@ import itertools
 import multiprocessing.process
 import multiprocessing.util
 import os
+import pickle
 import random
 import socket
 import sys
@@ -74,6 +75,18 @@ def end_forked_child(error: BaseException | None) -> NoReturn:
         os._exit(status & 0xFF)
 
 
+def retire() -> NoReturn:
+    """Ends a worker that has run as many jobs as it was to run."""
+    try:
+        with contextlib.suppress(Exception):
+            multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+    finally:
+        os._exit(0)
+
+
 class WorkerFunctions:
     """What the C++ worker calls (bindings/worker_process.cpp)."""
 
@@ -84,6 +97,8 @@ class WorkerFunctions:
     encode_error = staticmethod(encode_error)
     exhausted_error = staticmethod(exhausted)
     end_forked_child = staticmethod(end_forked_child)
+    load_function = staticmethod(pickle.loads)
+    retire = staticmethod(retire)
 
     def __init__(
         self,

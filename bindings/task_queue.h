@@ -1,0 +1,118 @@
+// Tasks given to a pool one by one, by any thread, and delivered as they finish: the common part of
+// what looks like multiprocessing.Pool and like concurrent.futures.
+//
+// A task goes to its sink, a Python callable, exactly once (a task with items in parts, one after
+// the other). Every method requires the GIL, which is also what guards the members; only sleep()
+// lets go of it. One thread at a time delivers and sleeps, in pump(); the others wait to be told
+// (stook/_task_pool.py).
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "bindings/python_api.h"
+#include "bindings/worker_pool.h"
+
+namespace stook::bindings {
+
+class TaskQueue {
+ public:
+  // `waiting` is a list of what threads wait for that would have liked to pump, `notify(all)` wakes
+  // them, `on_deaths([(worker, pid, status)])` is told of workers that ended unasked.
+  TaskQueue(std::shared_ptr<WorkerPool> pool, PyObject* waiting, PyObject* notify,
+            PyObject* on_deaths);
+  TaskQueue(const TaskQueue&) = delete;
+  TaskQueue& operator=(const TaskQueue&) = delete;
+
+  // Never waits. `function` is a TaskFunction; `payload` is (args, kwargs or None), or a list of
+  // items. Returns the task's number.
+  std::uint64_t submit(PyObject* function, PyObject* payload, PyObject* sink, std::uint32_t kind,
+                       bool background);
+  // True if it was not begun, and now never will be; its sink is not called.
+  bool cancel(std::uint64_t number);
+  bool is_running(std::uint64_t number);
+
+  // Delivers, and sleeps in between, until `done()` is true, `seconds` have passed (below 0: no
+  // limit) or the pool cannot go on. Nothing (None) if another thread is at it. A thread that calls
+  // this from a sink goes on within.
+  PyObject* pump(PyObject* done, double seconds);
+  // Hands what is there to its sinks, up to a number, and puts new jobs in the place of those done.
+  // Returns how many jobs it was, or -1 with the Python error set that a signal handler raised.
+  int deliver();
+  // For who waits for descriptor(): true if nothing is there now, and whatever comes makes it
+  // readable. deliver() ends that.
+  bool arm();
+
+  // Gives every task to its sink as failed.
+  void fail_all(PyObject* error);
+  // Ends every process; wakes who sleeps, and returns when he is awake.
+  void close();
+
+  std::uint64_t outstanding() const noexcept { return outstanding_; }
+  std::uint64_t outstanding_in_background() const noexcept { return in_background_; }
+  WorkerPool& pool() noexcept { return *pool_; }
+
+  int traverse(visitproc visit, void* arg) const;
+  void drop_all();
+  bool is_pumped() const noexcept { return pumper_ != 0; }
+  // Why the pool cannot go on; borrowed, or nullptr.
+  PyObject* broken() const noexcept { return broken_.get(); }
+
+ private:
+  struct Task {
+    std::uint64_t number = 0;
+    std::uint64_t job = 0;             // once it is with the workers
+    std::uint64_t argument_bytes = 0;  // likewise
+    std::uint32_t kind = 0;
+    bool background = false;
+    OwnedRef function;
+    OwnedRef payload;
+    OwnedRef sink;
+    OwnedRef failure;  // it cannot be sent
+  };
+
+  bool sleep(double seconds);
+  bool pump_until(PyObject* done, double seconds, bool& is_done);
+  int deliver_some();
+  void set_broken() { broken_ = take_error(); }
+  static OwnedRef take_error();
+  bool notify(bool all);
+  void feed();
+  bool send(Task& task);
+  void finish(Task task);
+  void add_pending_first(Task task);
+  bool take(TakenOutcome& taken);
+  bool deliver_outcome(Task task, TakenOutcome& taken);
+  bool deliver_items(Task task, TakenOutcome& taken);
+  bool deliver_failure(Task& task, PyObject* error, Py_ssize_t items);
+  bool call_sink(const Task& task, PyObject* const* arguments, std::size_t count);
+  OwnedRef make_error(const TakenOutcome& taken);
+  void requeue_rest(Task task, Py_ssize_t done);
+  bool look_around();
+
+  std::shared_ptr<WorkerPool> pool_;
+  std::deque<Task> pending_;
+  std::unordered_map<std::uint64_t, Task> in_flight_;        // by job
+  std::unordered_map<std::uint64_t, std::uint64_t> job_of_;  // task number -> job
+  std::deque<Task> failed_;                                  // those that cannot be sent
+  std::uint64_t next_number_ = 1;
+  std::uint64_t outstanding_ = 0;
+  std::uint64_t in_background_ = 0;
+  std::uint64_t argument_bytes_ = 0;  // with the workers
+  OwnedRef waiting_;
+  OwnedRef notify_;
+  OwnedRef on_deaths_;
+  OwnedRef broken_;
+  unsigned long pumper_ = 0;  // Python's number of the thread
+  OwnedRef closed_error_;     // what fail_all() was called with
+  bool feeding_ = false;      // a thread encodes, which runs Python code
+  bool armed_ = false;
+  // Held, without the GIL, for the length of a sleep.
+  std::mutex sleep_mutex_;
+};
+
+}  // namespace stook::bindings

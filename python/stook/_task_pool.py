@@ -1,0 +1,469 @@
+"""Worker processes that run calls given to them one by one: what the pools are made of."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import itertools
+import os
+import select
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from . import _core
+from ._elsewhere import StaysHere
+from ._locks import renew_lock_in_child
+from ._pickling import dump_function
+from ._processes import crosses_by_name, forget_in_children, start_processes
+from .errors import PoolBroken, StookError
+from .options import MultiprocessingOptions
+
+__all__ = ["Death", "Function", "TaskPool", "WorkerHandle"]
+
+Function = _core.TaskFunction
+
+# bindings/job_kinds.h
+_CALL, _BATCH, _CHUNK, _STAR = 4, 5, 6, 2
+
+# Jobs that may wait in the ring for each worker. They are claimed one by one, so nothing but memory
+# is at stake, and arguments in bulk are bounded apart (bindings/task_queue.cpp).
+_JOBS_AT_HAND = 32
+
+
+class Death(NamedTuple):
+    """A worker that ended although nobody had asked it to."""
+
+    worker: int
+    pid: int
+    exit_code: int
+
+
+class _PoolTask:
+    """What workers of a pool start with: nothing but their functions to come."""
+
+    seed = None  # each worker draws its own random numbers
+
+    def bind(self) -> Any:
+        return _call_nothing
+
+
+def _call_nothing(*_: Any) -> None:
+    """Never called: jobs of a pool bring their function."""
+
+
+class _Initializer:
+    """Runs in each worker before its first job."""
+
+    def __init__(
+        self,
+        initializer: Callable[..., Any] | None,
+        arguments: tuple[Any, ...],
+        init: Callable[[int, int], Any] | None,
+    ) -> None:
+        self._initializer = initializer
+        self._arguments = arguments
+        self._init = init
+
+    def __call__(self, index: int, count: int) -> None:
+        if self._init is not None:
+            self._init(index, count)
+        if self._initializer is not None:
+            self._initializer(*self._arguments)
+
+
+class TaskPool(StaysHere):
+    """Worker processes, and the tasks that are with them or wait for them.
+
+    Tasks start in the order in which they were submitted. Each goes to its sink, `sink(ok, value)`,
+    exactly once: on the thread that delivers, which is one that waits (`wait`), or the pool's own
+    thread for tasks with `background=True`. A sink is short, and does not mind being called a
+    second time with the same if a signal handler raised in the first call.
+
+    Args:
+      num_workers: Worker processes, at least 1.
+      options: Everything else about them; `num_workers` and `on_worker_death` in it are not looked
+        at.
+      start_method: Takes the place of the options'.
+      initializer: Called with `initargs` in each worker before its first task.
+      initargs: See there.
+      most_jobs: A worker ends, and is replaced, after so many jobs; 0: never.
+      on_death: Told of each worker that ended unasked, on the thread that delivers. It has been
+        replaced by then.
+      name: Of the pool's thread.
+    """
+
+    _lock: Any  # see _locks.py
+
+    def __init__(
+        self,
+        num_workers: int,
+        *,
+        options: MultiprocessingOptions | None = None,
+        start_method: str | None = None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: tuple[Any, ...] = (),
+        most_jobs: int = 0,
+        on_death: Callable[[Death], None] | None = None,
+        name: str = "stook-pool",
+    ) -> None:
+        options = options or MultiprocessingOptions()
+        options = dataclasses.replace(
+            options,
+            num_workers=num_workers,
+            per_worker_buffer_size=max(options.per_worker_buffer_size, _JOBS_AT_HAND),
+            start_method=start_method or options.start_method,
+            worker_init_fn=_Initializer(initializer, tuple(initargs), options.worker_init_fn),
+        )
+        self.num_workers = num_workers
+        self._name = name
+        self._on_death = on_death
+        self._exit_codes: dict[int, int] = {}
+        self._closed = False
+        self._forked = False
+        self._waiting: list[Any] = []
+        self._functions: dict[Any, Function] = {}
+        self._numbers = itertools.count(1)
+        self._thread: threading.Thread | None = None
+        self._thread_is_awake = False
+        self._work = threading.Semaphore(0)
+        renew_lock_in_child(self)
+        self._core, self._logs = start_processes(
+            {"initializer": initializer, "initargs": initargs},
+            _PoolTask(),
+            options,
+            any_order=True,
+            most_jobs=most_jobs,
+        )
+        # Both by weak reference: the queue is reached from here alone.
+        on_deaths = weakref.WeakMethod(self._note_deaths)
+        waiting = self._waiting
+        self._queue = _core.TaskQueue(
+            self._core,
+            waiting,
+            lambda everybody: _notify(waiting, everybody),
+            lambda deaths: _call_if_alive(on_deaths, deaths),
+        )
+        forget_in_children(self)
+        _open_pools.add(self)
+
+    # ---- tasks -----------------------------------------------------------------------------------
+
+    def function(self, function: Callable[..., Any]) -> Function:
+        """Makes `function` one that the workers know.
+
+        One that can be imported crosses once, by name. Others are pickled by each call of this, so
+        that a closure which changed in between is not stale.
+
+        Raises:
+          StookError: It cannot be pickled; the message says what in it.
+        """
+        with contextlib.suppress(TypeError):  # not hashable
+            known = self._functions.get(function)
+            if known is not None:
+                return known
+        self._check_usable()
+        definition = dump_function(function)
+        made = Function(self._core, next(self._numbers), definition)
+        if crosses_by_name(function):
+            with contextlib.suppress(TypeError):
+                self._functions[function] = made
+        return made
+
+    def submit(
+        self,
+        function: Function,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        sink: Callable[[bool, Any], None],
+        background: bool = True,
+    ) -> int:
+        """Has `function(*args, **kwargs)` called in a worker; returns the task's number.
+
+        Never waits. Without `background`, somebody has to `wait` for it.
+
+        Raises:
+          PoolBroken: The pool is closed.
+        """
+        number = self._queue.submit(function, (args, kwargs or None), sink, _CALL, background)
+        if background and not self._thread_is_awake:
+            self._wake_thread()
+        return number
+
+    def submit_items(
+        self,
+        function: Function,
+        items: list[Any],
+        *,
+        star: bool = False,
+        may_split: bool = False,
+        sink: Callable[[bool, list[Any], dict[int, BaseException] | None], None],
+        background: bool = True,
+    ) -> int:
+        """Has `function(item)` (with `star`, `function(*item)`) called in one worker for each item.
+
+        The sink gets `(True, results, errors)`: a result for each item, in order, and for those
+        that failed `None` there and their exception in `errors`, by their place in `results`. It
+        may be called several times, each time with the next items: a worker comes back early when
+        the results grow large or, with `may_split`, when they take time; then another may go on.
+        """
+        kind = (_BATCH if may_split else _CHUNK) + (_STAR if star else 0)
+        number = self._queue.submit(function, items, sink, kind, background)
+        if background and not self._thread_is_awake:
+            self._wake_thread()
+        return number
+
+    def cancel(self, number: int) -> bool:
+        """True if the task was not begun, and now never will be; its sink is not called then."""
+        cancelled = self._queue.cancel(number)
+        if cancelled:
+            _notify(self._waiting, True)
+        return cancelled
+
+    def is_running(self, number: int) -> bool:
+        """True if a worker has the task: a look at shared memory, no question to the worker."""
+        return self._queue.is_running(number)
+
+    @property
+    def outstanding(self) -> int:
+        """Tasks of which something is still to come."""
+        return self._queue.outstanding
+
+    # ---- delivery --------------------------------------------------------------------------------
+
+    def wait(self, done: Callable[[], Any], timeout: float | None = None) -> bool:
+        """Returns whether `done()` became true within `timeout` seconds; delivers meanwhile.
+
+        Raises whatever a signal handler raises meanwhile, as `KeyboardInterrupt`. If the pool
+        breaks or is closed, what is outstanding has failed, and this returns.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        queue = self._queue
+        while not done():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            answer = queue.pump(done, left)
+            if answer is None:
+                self._wait_for_pumper(done, left)
+                continue
+            if queue.broken is not None and not self._closed:
+                self.close(queue.broken)
+            elif not answer and self._closed:
+                return bool(done())
+        return True
+
+    def _wait_for_pumper(self, done: Callable[[], Any], seconds: float | None) -> None:
+        """Until the thread that delivers has delivered something, or has gone."""
+        told = threading.Lock()
+        told.acquire()
+        self._waiting.append(told)
+        try:
+            # Who leaves the pump looks at the list after that, so one of both sees the other.
+            if not self._queue.is_pumped or done():
+                return
+            told.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(told)
+
+    def fileno(self) -> int:
+        """A descriptor that is readable after `arm()` when there is something to deliver."""
+        return self._queue.fileno()
+
+    def arm(self) -> bool:
+        """True if there is nothing to deliver now, and `fileno()` will tell; False: deliver."""
+        return self._closed or self._queue.arm()
+
+    def deliver(self) -> int:
+        """Calls the sinks of what is there, without waiting; returns how many jobs it was."""
+        delivered = 0
+
+        def once() -> bool:
+            nonlocal delivered
+            delivered += 1
+            return delivered > 1
+
+        before = self._queue.outstanding
+        self._queue.pump(once, 0.0)
+        if self._queue.broken is not None and not self._closed:
+            self.close(self._queue.broken)
+        return before - self._queue.outstanding
+
+    def _wake_thread(self) -> None:
+        with self._lock:
+            if self._thread_is_awake or self._closed:
+                return
+            self._thread_is_awake = True
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=_deliver_in_background,
+                    args=(weakref.ref(self), self._work),
+                    name=self._name,
+                    daemon=True,
+                )
+                self._thread.start()
+        self._work.release()
+
+    def _has_no_background_work(self) -> bool:
+        return self._closed or self._queue.outstanding_in_background == 0
+
+    # ---- processes -------------------------------------------------------------------------------
+
+    def workers(self) -> list[WorkerHandle]:
+        """The worker processes there are; waits until all have been started."""
+        self.wait(lambda: self._closed or len(self._core.worker_pids) >= self.num_workers, 60.0)
+        return [WorkerHandle(self, pid) for pid in self._core.worker_pids]
+
+    def _note_deaths(self, deaths: list[tuple[int, int, int]]) -> None:
+        for worker, pid, status in deaths:
+            death = Death(worker, pid, os.waitstatus_to_exitcode(status))
+            self._exit_codes[pid] = death.exit_code
+            if self._on_death is not None:
+                self._on_death(death)
+
+    def _check_usable(self) -> None:
+        if self._forked:
+            raise StookError(
+                "this pool belongs to the process that made it, and this is a forked child of it;"
+                " make a pool here"
+            )
+        if self._closed:
+            raise PoolBroken("this pool is closed")
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Ends every process at once. What is outstanding fails with `error`.
+
+        Arrays that were delivered stay valid.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._queue.close()
+        _core.sweep_leftover_segments()
+        self._logs.close()
+        try:
+            self._queue.fail_all(error or PoolBroken("the pool was closed before this task ran"))
+        finally:
+            self._functions.clear()
+            _notify(self._waiting, True)
+            self._work.release()
+
+    def _forget(self) -> None:
+        """In a forked child: everything is its parent's, and stays with it."""
+        self._forked = self._closed = True
+        self._core.close()
+        self._logs.forget()
+        self._waiting.clear()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+
+_open_pools: weakref.WeakSet[TaskPool] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_pools() -> None:
+    for pool in list(_open_pools):
+        pool.close()
+
+
+def _notify(waiting: list[Any], everybody: bool) -> None:
+    for told in list(waiting) if everybody else waiting[:1]:
+        with contextlib.suppress(RuntimeError):  # told already
+            told.release()
+
+
+def _call_if_alive(method: Any, *args: Any) -> None:
+    bound = method()
+    if bound is not None:
+        bound(*args)
+
+
+def _deliver_in_background(reference: weakref.ref[TaskPool], work: threading.Semaphore) -> None:
+    """The pool's own thread: delivers while there are tasks that somebody counts on it for."""
+    while True:
+        work.acquire()
+        pool = reference()
+        if pool is None or pool._closed:
+            return
+        while True:
+            pool.wait(pool._has_no_background_work)
+            pool._thread_is_awake = False
+            # Who submitted in between saw the thread awake.
+            if pool._has_no_background_work() or pool._thread_is_awake:
+                break
+            pool._thread_is_awake = True
+        if pool._closed:
+            return
+        del pool
+
+
+class WorkerHandle:
+    """A worker process, with what `multiprocessing.Process` says of itself."""
+
+    daemon = True
+
+    def __init__(self, pool: TaskPool, pid: int) -> None:
+        self._pool = weakref.ref(pool)
+        self.pid = pid
+        self.name = f"StookWorker-{pid}"
+        try:
+            self.sentinel = os.pidfd_open(pid)
+        except OSError:  # it has ended
+            self.sentinel = -1
+
+    @property
+    def ident(self) -> int:
+        return self.pid
+
+    def is_alive(self) -> bool:
+        return self.sentinel >= 0 and not self._ended(0.0)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits until the process has ended."""
+        self._ended(timeout)
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    @property
+    def exitcode(self) -> int | None:
+        """`None` while it lives; also if it ended and nobody looked at the pool since."""
+        pool = self._pool()
+        return None if pool is None else pool._exit_codes.get(self.pid)
+
+    def _ended(self, timeout: float | None) -> bool:
+        if self.sentinel < 0:
+            return True
+        ready = select.poll()
+        ready.register(self.sentinel, select.POLLIN)
+        return bool(ready.poll(None if timeout is None else max(0, int(timeout * 1000))))
+
+    def _send(self, number: int) -> None:
+        if self.sentinel >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.sentinel, number)
+
+    def __del__(self) -> None:
+        sentinel = getattr(self, "sentinel", -1)
+        if sentinel >= 0:
+            os.close(sentinel)
+
+    def __repr__(self) -> str:
+        return f"<WorkerHandle pid={self.pid} {'alive' if self.is_alive() else 'ended'}>"
