@@ -47,7 +47,7 @@ class Crew:
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._count = count
         self._pid = os.getpid()
-        self._threads: list[threading.Thread] = []
+        self.threads: list[threading.Thread] = []
         try:
             for index in range(count):
                 thread = threading.Thread(
@@ -57,7 +57,7 @@ class Crew:
                     daemon=True,
                 )
                 thread.start()
-                self._threads.append(thread)
+                self.threads.append(thread)
         except BaseException:  # no more threads to be had
             self.end()
             raise
@@ -70,7 +70,7 @@ class Crew:
 
     def has(self, thread: threading.Thread) -> bool:
         """Tells whether it is one of these threads."""
-        return thread in self._threads
+        return thread in self.threads
 
     def end(self) -> list[Job]:
         """Lets each thread end after what it does now; returns the jobs that nobody will run."""
@@ -90,7 +90,7 @@ class Crew:
         end = None if timeout is None else time.monotonic() + timeout
         if not self.is_of_this_process:
             return True
-        others = [thread for thread in self._threads if thread is not threading.current_thread()]
+        others = [thread for thread in self.threads if thread is not threading.current_thread()]
         for thread in others:
             thread.join(None if end is None else max(0.0, end - time.monotonic()))
         return not any(thread.is_alive() for thread in others)

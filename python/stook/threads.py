@@ -221,6 +221,11 @@ class ThreadPool:
         """
         return self._core.wait(done, timeout)
 
+    @property
+    def _pool(self) -> list[threading.Thread]:
+        """The threads, by the name under which programs look for them."""
+        return self._core.crew.threads
+
     def __enter__(self) -> ThreadPool:
         self._core.check_running()
         return self
@@ -459,28 +464,30 @@ class _Feed:
         number = self._drawn
         items, error = self._draw()
         end_if_forked(self._core.pid, error)
-        last = self._source is None
-        behind = number + bool(items)  # the number of the chunk that an error would be
         with self._core.changed:
-            self._drawn = behind + (error is not None)
+            if items or error is not None:
+                self._drawn += 1
+            last = self._source is None
             if last:
                 self._finish()
             else:
                 self._go_on()
         outcomes = [self._call(item, refused) for item in items]
-        target = self.target()
-        if target is None:
-            return
-        if items:
-            target._put(number, outcomes)
         if error is not None:
-            target._put(behind, [(False, error)])
-        if last:
-            target._end(self._drawn)
-        del error, outcomes
+            outcomes = [(False, error)]
+        target = self.target()
+        if target is not None:
+            if outcomes:
+                target._put(number, outcomes)
+            if last:
+                target._end(self._drawn)
+        del error, outcomes  # whose tracebacks hold this frame
 
     def _draw(self) -> tuple[list[Any], BaseException | None]:
-        """The next chunk, and what the iterable raised behind it; at its end it is let go."""
+        """The next chunk, or what the iterable raised; at its end it is let go.
+
+        As in `multiprocessing`, the error stands for the whole chunk that it came in.
+        """
         items: list[Any] = []
         source = self._source
         assert source is not None
@@ -491,7 +498,7 @@ class _Feed:
                     return items, None
         except BaseException as error:
             self._source = None
-            return items, error
+            return [], error
         self._source = None
         return items, None
 
