@@ -185,7 +185,8 @@ class IMapIterator:
         Raises:
           StopIteration: There is none.
           multiprocessing.TimeoutError: It has not come after `timeout` seconds.
-          BaseException: What the call for this item raised, or the iterable.
+          BaseException: What the call for this item raised, or the iterable; a `RuntimeError` in
+            place of a `StopIteration` of the call.
         """
         end = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -209,6 +210,9 @@ class IMapIterator:
         if success:
             return value
         try:
+            if isinstance(value, StopIteration):
+                # As itself it would end the loop, quietly, as if there were no more results.
+                raise RuntimeError("the call for this item raised StopIteration") from value
             raise value
         finally:
             del self, value, outcome  # which the traceback would hold

@@ -16,7 +16,7 @@ from typing import Any
 from ._results import report
 from ._worker import end_forked_child
 
-__all__ = ["GRACE_SECONDS", "Crew", "Job", "end_if_forked"]
+__all__ = ["GRACE_SECONDS", "LONGEST_SLEEP", "Crew", "Job", "end_if_forked"]
 
 # Called with `None`, or with what the initializer raised: then it is not to run, but to fail so.
 Job = Callable[[BaseException | None], None]
@@ -24,6 +24,9 @@ Job = Callable[[BaseException | None], None]
 # A thread cannot be ended from outside. This is how long `close()`, the interpreter's exit and
 # whoever else must not hang wait for user code that is under way.
 GRACE_SECONDS = 1.0
+
+# A signal that comes just before a thread sleeps does not wake it: nobody sleeps longer than this.
+LONGEST_SLEEP = 1.0
 
 _crews: weakref.WeakSet[Crew] = weakref.WeakSet()
 

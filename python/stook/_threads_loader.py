@@ -17,7 +17,7 @@ from ._inline import array_bytes
 from ._iterator import LoaderIterator
 from ._locks import renew_lock_in_child
 from ._task import BoundTask, LoaderTask
-from ._threads_crew import GRACE_SECONDS, Crew, end_if_forked
+from ._threads_crew import GRACE_SECONDS, LONGEST_SLEEP, Crew, end_if_forked
 from ._threads_rng import GlobalDraws, bind_for_thread
 from .errors import ElementError, StookError
 from .options import MultithreadingOptions
@@ -221,7 +221,7 @@ class ThreadIterator(LoaderIterator):
                     error, self._source_error = self._source_error, None
                     raise StopIteration if error is None else error
                 if self._draws is None:
-                    shared.changed.wait()
+                    shared.changed.wait(LONGEST_SLEEP)
                     continue
             self._wait_and_look(self._draws)
 
@@ -230,7 +230,7 @@ class ThreadIterator(LoaderIterator):
         draws.wait_begins()
         with shared.changed:
             while not self._closed and self._next_number() is None:
-                shared.changed.wait()
+                shared.changed.wait(LONGEST_SLEEP)
         draws.wait_ends()
 
     def _next_number(self) -> int | None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import starmap
 from types import TracebackType
 from typing import Any, NoReturn
 
 from ._results import AsyncResult, IMapIterator, MapResult
-from ._threads_crew import GRACE_SECONDS, Crew, end_if_forked
+from ._threads_crew import GRACE_SECONDS, LONGEST_SLEEP, Crew, end_if_forked
 from .errors import PoolBroken, StookError
 from .options import _shown, check_int
 
@@ -373,8 +373,14 @@ class _Core:
         if done():
             return True
         self.check_process()
+        end = None if timeout is None else time.monotonic() + timeout
         with self.changed:
-            return self.changed.wait_for(done, timeout)
+            while not done():
+                left = LONGEST_SLEEP if end is None else end - time.monotonic()
+                if left <= 0:
+                    return False
+                self.changed.wait(min(left, LONGEST_SLEEP))
+            return True
 
 
 def _terminated() -> StookError:
@@ -420,7 +426,8 @@ def _map_chunk(
     outcome = None
     if failed is None:
         try:
-            values = list(starmap(func, chunk) if star else map(func, chunk))
+            # Comprehensions: map() would take a StopIteration of a call for the end of the items.
+            values = [func(*item) for item in chunk] if star else [func(item) for item in chunk]
         except BaseException as error:
             failed = error
     try:
