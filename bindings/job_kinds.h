@@ -21,9 +21,11 @@ enum JobKind : std::uint32_t {
   // The same, with what is in each item.
   kStarBatchJob = 7,
   kStarChunkJob = 8,
+  // Without payload: the worker that claims it ends in good order.
+  kRetireJob = 9,
 };
 
-constexpr bool has_items(std::uint32_t kind) { return kind >= kBatchJob; }
+constexpr bool has_items(std::uint32_t kind) { return kind >= kBatchJob && kind <= kStarChunkJob; }
 constexpr bool has_star(std::uint32_t kind) { return kind >= kStarBatchJob; }
 constexpr bool is_batch(std::uint32_t kind) { return kind == kBatchJob || kind == kStarBatchJob; }
 

@@ -619,6 +619,17 @@ bool TaskQueue::arm() {
 
 // ------------------------------------------------------------------ the end
 
+void TaskQueue::retire_workers(PyObject* function, PyObject* sink) {
+  {
+    const LockWithGil lock(pool_->mutex);
+    if (!pool_->manager.is_open()) return;
+    pool_->manager.stop_replacing();
+  }
+  for (std::uint32_t i = 0; i < pool_->manager.worker_count(); ++i) {
+    submit(function, Py_None, sink, kRetireJob, false);
+  }
+}
+
 void TaskQueue::fail_all(PyObject* error) {
   closed_error_.reset(Py_NewRef(error));
   std::deque<Task> tasks;

@@ -47,6 +47,8 @@ class TaskQueue {
   // readable. deliver() ends that.
   bool arm();
 
+  // Has every worker end in good order once the tasks before this are done; `sink` hears of each.
+  void retire_workers(PyObject* function, PyObject* sink);
   // Gives every task to its sink as failed.
   void fail_all(PyObject* error);
   // Ends every process; wakes who sleeps, and returns when he is awake.

@@ -112,6 +112,18 @@ PyObject* arm(PyObject* self, PyObject*) {
   return guarded([&] { return PyBool_FromLong(queue_of(self).arm() ? 1 : 0); });
 }
 
+PyObject* retire_workers(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2 || !py::isinstance<TaskFunction>(arguments[0])) {
+    PyErr_SetString(PyExc_TypeError, "retire_workers(function, sink)");
+    return nullptr;
+  }
+  if (!check_process(self)) return nullptr;
+  return guarded([&]() -> PyObject* {
+    queue_of(self).retire_workers(arguments[0], arguments[1]);
+    Py_RETURN_NONE;
+  });
+}
+
 PyObject* fail_all(PyObject* self, PyObject* error) {
   return guarded([&]() -> PyObject* {
     queue_of(self).fail_all(error);
@@ -199,6 +211,9 @@ PyMethodDef methods[] = {
     {"pump", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(pump)), METH_FASTCALL,
      "pump(done, seconds): delivers until done() is true; None if another thread is at it."},
     {"arm", arm, METH_NOARGS, "True if nothing is there, and what comes makes fileno() readable."},
+    {"retire_workers", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(retire_workers)),
+     METH_FASTCALL,
+     "retire_workers(function, sink): each ends, in good order, once what was submitted is done."},
     {"fail_all", fail_all, METH_O, "Calls every sink with an error."},
     {"close", close, METH_NOARGS, "Ends every process."},
     {"fileno", fileno, METH_NOARGS, "What to watch after arm()."},

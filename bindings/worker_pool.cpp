@@ -100,6 +100,11 @@ void register_worker_pool(py::module_& module) {
       .def_property_readonly("is_open", &WorkerPool::is_open)
       .def_property_readonly("server_pid",
                              [](const WorkerPool& pool) { return pool.manager.server_pid(); })
+      .def_property_readonly("workers_alive",
+                             [](WorkerPool& pool) {
+                               const WorkerPool::LockAwake lock(pool);
+                               return pool.manager.workers_alive();
+                             })
       .def_property_readonly("worker_pids", [](WorkerPool& pool) {
         const WorkerPool::LockAwake lock(pool);
         return py::cast(pool.manager.worker_pids());

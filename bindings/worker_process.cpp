@@ -120,7 +120,7 @@ class PythonRunner : public workers::JobRunner {
     } else {
       run_one(job, worker);
     }
-    if (most_jobs_ == 0 || ++jobs_run_ < most_jobs_) return;
+    if (job.kind != kRetireJob && (most_jobs_ == 0 || ++jobs_run_ < most_jobs_)) return;
     worker.set_retired();
     const OwnedRef never(PyObject_CallNoArgs(functions_.retire));
     ::_exit(1);
@@ -227,7 +227,9 @@ class PythonRunner : public workers::JobRunner {
     if (PyErr_CheckSignals() != 0) return OwnedRef();
     set_numpy_allocator_active(true);
     OwnedRef result;
-    if (job.kind == kCallJob) {
+    if (job.kind == kRetireJob) {
+      result.reset(Py_NewRef(Py_None));
+    } else if (job.kind == kCallJob) {
       const OwnedRef function = function_table_.find(job, worker.arguments());
       OwnedRef payload;
       if (function) {

@@ -305,6 +305,11 @@ void Manager::close() noexcept {
 
 ManagerStats Manager::stats() const { return {restarts_, channel_->control().outstanding_bytes()}; }
 
+std::uint32_t Manager::workers_alive() const {
+  return static_cast<std::uint32_t>(std::count_if(
+      workers_.begin(), workers_.end(), [](const WorkerRecord& worker) { return worker.alive; }));
+}
+
 std::vector<pid_t> Manager::worker_pids() const {
   std::vector<pid_t> pids;
   for (const WorkerRecord& worker : workers_) {

@@ -176,6 +176,8 @@ class Manager {
   bool is_open() const noexcept { return socket_.is_open(); }
   bool in_forked_child() const noexcept;
 
+  // From now on a worker that ends as it was told to is not replaced.
+  void stop_replacing() noexcept { replaces_ = false; }
   // Workers that ended unasked since the last call. Filled with any_order alone.
   std::vector<Death> take_deaths() { return std::exchange(deaths_, {}); }
   ManagerStats stats() const;
@@ -186,6 +188,8 @@ class Manager {
   std::uint32_t worker_count() const noexcept { return options_.worker_count; }
   std::uint64_t window() const noexcept { return window_; }
   std::vector<pid_t> worker_pids() const;
+  // Workers that were asked for and have not ended; some may have no process yet.
+  std::uint32_t workers_alive() const;
   pid_t server_pid() const noexcept { return server_; }
   std::uint64_t arena_bytes() const;
 
@@ -284,6 +288,7 @@ class Manager {
   double element_us_ = 1e9;
   bool ordered_ = true;
   bool coalesce_ = true;
+  bool replaces_ = true;
 };
 
 }  // namespace stook::workers

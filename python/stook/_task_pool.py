@@ -359,6 +359,26 @@ class TaskPool(StaysHere):
             _notify(self._waiting, True)
             self._work.release()
 
+    def finish(self, timeout: float | None = None) -> bool:
+        """Ends every process in good order, once what was submitted is done, and closes the pool.
+
+        Workers run the finalizers of `multiprocessing.util`, as its processes do when they end.
+
+        Returns:
+          False if that took longer than `timeout` seconds: the pool then is as it was, but for the
+          workers that have ended.
+        """
+        if not self._closed:
+            self._queue.retire_workers(self.function(_call_nothing), _call_nothing)
+
+            def is_over() -> bool:
+                return self._closed or self.outstanding + self._core.workers_alive == 0
+
+            if not self.wait(is_over, timeout):
+                return False
+        self.close()
+        return True
+
     def _forget(self) -> None:
         """In a forked child: everything is its parent's, and stays with it."""
         self._forked = self._closed = True
