@@ -119,6 +119,13 @@ PyObject* array_wrap(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return scalar != 0 ? PyArray_Return(as_array(array)) : array;
 }
 
+// A masked array asks the array that it is made over what it is at bottom, and what that says is
+// made anew when it is unpickled. Its pickle holds the items, so a plain array is right.
+PyObject* get_baseclass(PyObject*, void*) {
+  Py_INCREF(&PyArray_Type);
+  return reinterpret_cast<PyObject*>(&PyArray_Type);
+}
+
 PyObject* array_unlink_on_del(PyObject* self, PyObject*) {
   shm::Segment* segment = segment_of(as_array(self));
   if (segment == nullptr) return nullptr;
@@ -199,6 +206,8 @@ Raises:
 PyGetSetDef array_getset[] = {
     {"metadata", get_metadata, nullptr,
      "SharedMemoryArrayMetadata: the handle of this very array (or view), small and picklable.",
+     nullptr},
+    {"_baseclass", get_baseclass, nullptr, "For numpy.ma: what its arrays are pickled as.",
      nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
