@@ -13,18 +13,18 @@ namespace stook::bindings {
 namespace {
 
 // One of the two numbers. False with an error set.
-bool convert_count(PyObject* given, const char* name, long lowest, std::uint32_t& count) {
+bool convert_count(PyObject* given, const char* name, long lowest, long most,
+                   std::uint32_t& count) {
   if (given == nullptr) return true;  // the default
-  constexpr long kMost = 1 << 20;
   const long value = PyBool_Check(given) ? -1 : PyLong_AsLong(given);
-  if (value >= lowest && value <= kMost) {
+  if (value >= lowest && value <= most) {
     count = static_cast<std::uint32_t>(value);
     return true;
   }
   const bool is_number = PyErr_Occurred() == nullptr || !PyErr_ExceptionMatches(PyExc_TypeError);
   PyErr_Clear();
   PyErr_Format(is_number && !PyBool_Check(given) ? PyExc_ValueError : PyExc_TypeError,
-               "enable_async_del: %s must be an int from %ld to %ld, got %R", name, lowest, kMost,
+               "enable_async_del: %s must be an int from %ld to %ld, got %R", name, lowest, most,
                given);
   return false;
 }
@@ -52,8 +52,8 @@ PyObject* enable_async_del(PyObject*, PyObject* arguments, PyObject* keywords) {
   if (PyArg_ParseTupleAndKeywords(arguments, keywords, "|OO:enable_async_del",
                                   const_cast<char**>(names), &given_threads,
                                   &given_requests) == 0 ||
-      !convert_count(given_threads, names[0], 0, threads) ||
-      !convert_count(given_requests, names[1], 1, requests)) {
+      !convert_count(given_threads, names[0], 0, shm::kMostReclaimThreads, threads) ||
+      !convert_count(given_requests, names[1], 1, shm::kMostOutstanding, requests)) {
     return nullptr;
   }
   try {

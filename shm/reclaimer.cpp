@@ -24,9 +24,6 @@ namespace stook::shm {
 
 namespace {
 
-constexpr std::uint32_t kMostThreads = 256;
-constexpr std::uint32_t kMostOutstanding = std::uint32_t{1} << 20;
-
 // Blocks every signal in the calling thread while it lives: threads started meanwhile inherit that.
 class SignalsBlocked {
  public:
@@ -261,10 +258,10 @@ Reclaimer& make_current() {
 
 void configure_reclaimer(std::uint32_t threads, std::uint32_t max_outstanding) {
   (void)registered;
-  if (threads > kMostThreads) {
-    throw Error(ErrorCode::kInvalidArgument, "num_threads is " + std::to_string(threads) +
-                                                 "; at most " + std::to_string(kMostThreads) +
-                                                 " reclaim threads are possible");
+  if (threads > kMostReclaimThreads) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "num_threads is " + std::to_string(threads) + "; at most " +
+                    std::to_string(kMostReclaimThreads) + " reclaim threads are possible");
   }
   if (threads > 0 && (max_outstanding == 0 || max_outstanding > kMostOutstanding)) {
     throw Error(ErrorCode::kInvalidArgument,

@@ -36,6 +36,9 @@ struct ReclaimerStats {
   std::uint64_t failures = 0;         // see count_reclaim_failure
 };
 
+inline constexpr std::uint32_t kMostReclaimThreads = 256;
+inline constexpr std::uint32_t kMostOutstanding = std::uint32_t{1} << 20;
+
 // Starts `threads` threads (at most 256), or changes their number; at most `max_outstanding` things
 // (1 to 2^20) wait for or are with them. 0 threads ends them once they have done what was
 // submitted. Waits for threads that end. Throws Error(kSystem), and Error(kInvalidArgument), also
