@@ -87,6 +87,9 @@ void register_reclaimer(py::module_& module) {
       py::arg("seconds"), "At the process's end: waits at most so long for what is outstanding.");
   module.def("leave_segments", &shm::leave_segments,
              "At the process's end: unlinks what it is to unlink, and keeps the rest.");
+  // Again, behind everything that Python does at the end: what was registered with atexit before
+  // stook was imported runs after stook's own function, and may make segments. No Python in it.
+  Py_AtExit([] { shm::leave_segments(); });
   module.def("sweep_leftover_segments", &shm::sweep_leftover_segments,
              "Removes what killed processes of this user left. Returns how many segments.");
 }
