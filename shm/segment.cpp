@@ -143,6 +143,11 @@ std::string checked_name(const std::string& given) {
                     " is no name of a shared segment: 1 to 250 characters, no '/' but a leading "
                     "one, neither '.' nor '..'");
   }
+  if (is_marker(name)) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "'" + name + "' is no name of a shared segment: by this file in " + kDirectory +
+                    " it is told whether the process that made it lives");
+  }
   return name;
 }
 

@@ -131,6 +131,8 @@ std::string_view segment_token(std::string_view name) noexcept {
   return marker_token(name.substr(0, kMarkerLength));
 }
 
+bool is_marker(std::string_view name) noexcept { return !marker_token(name).empty(); }
+
 OwnerHold::OwnerHold(std::string_view name) {
   const std::string token(segment_token(name));
   if (token.empty()) return;

@@ -34,6 +34,9 @@ std::string new_segment_name();
 // The token in a segment's name, or nothing if the name is not one of ours.
 std::string_view segment_token(std::string_view name) noexcept;
 
+// Whether this is the name of a marker, which is no segment.
+bool is_marker(std::string_view name) noexcept;
+
 // While one exists, the owner of `name` counts as used: a shared lock on its marker, counted per
 // owner within the process. Nothing for names that are not ours, or whose owner has left.
 class OwnerHold {

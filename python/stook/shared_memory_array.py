@@ -72,6 +72,7 @@ class SharedMemoryArrayMetadata:
         Raises:
           FileNotFoundError: There is no such segment (any more).
           PermissionError: It is another user's.
+          ValueError: The name is no segment's.
         """
         if not _core.unlink_segment(self.name):
             raise FileNotFoundError(
@@ -177,6 +178,7 @@ def unlink_shared(tree: Any) -> None:
 
     Raises:
       PermissionError: A segment is another user's; the others are removed.
+      ValueError: A handle's name is no segment's; the others are removed.
     """
     failures: list[BaseException] = []
 
@@ -184,7 +186,7 @@ def unlink_shared(tree: Any) -> None:
         if isinstance(leaf, SharedMemoryArrayMetadata):
             try:
                 _core.unlink_segment(leaf.name)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 failures.append(error)
         return leaf
 

@@ -304,7 +304,8 @@ TEST_F(SegmentTest, WhatIsNoNameIsRefused) {
   for (const std::string& name :
        {std::string(), std::string("/"), std::string("."), std::string(".."), std::string("/.."),
         std::string("a/b"), std::string("//a"), std::string("../etc/passwd"),
-        std::string("a\0b", 3), std::string(251, 'x')}) {
+        std::string("a\0b", 3), std::string(251, 'x'), std::string("stook_0123456789abc"),
+        std::string("/stook_0123456789abc")}) {
     EXPECT_EQ(error_of([&] { Segment::attach(name); }).code(), ErrorCode::kInvalidArgument) << name;
     EXPECT_EQ(error_of([&] { unlink_segment(name); }).code(), ErrorCode::kInvalidArgument) << name;
   }
@@ -526,6 +527,39 @@ TEST_F(SegmentTest, NamesStillQueuedAtTheEndGo) {
               if (segment_exists(name)) return 2;
               if (!segment_exists(kept_name)) return 3;
               unlink_segment(kept_name);
+              leave_segments();
+              return 0;
+            }),
+            0);
+}
+
+TEST_F(SegmentTest, FailuresOnReclaimThreadsCostNoPlaceInTheQueue) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root, to become another user";
+  EXPECT_EQ(exit_code_of_child([] {
+              constexpr std::uint64_t kCount = 50;
+              configure_reclaimer(2, 2);
+              std::vector<Segment::Pointer> segments;
+              std::vector<std::string> names;
+              for (std::uint64_t i = 0; i < kCount; ++i) {
+                segments.push_back(Segment::create(100));
+                segments.back()->unlink_on_release();
+                names.push_back(segments.back()->name());
+              }
+              if (::seteuid(65534) != 0) return 1;
+              ::testing::internal::CaptureStderr();
+              for (Segment::Pointer& segment : segments) {
+                segment.reset();
+                // So that the threads do each of them.
+                if (!flush_reclaimer(std::chrono::seconds(30))) return 2;
+              }
+              const std::string text = ::testing::internal::GetCapturedStderr();
+              if (std::count(text.begin(), text.end(), '\n') != 1) return 3;
+              if (text.find(names.front()) == std::string::npos) return 4;
+              const ReclaimerStats stats = reclaimer_stats();
+              if (stats.failures != kCount || stats.done_by_threads != kCount) return 5;
+              if (stats.outstanding != 0 || stats.threads != 2) return 6;
+              if (::seteuid(0) != 0) return 7;
+              for (const std::string& name : names) unlink_segment(name);
               leave_segments();
               return 0;
             }),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 from collections import ChainMap, Counter, OrderedDict, UserDict, defaultdict, namedtuple
 from types import MappingProxyType
@@ -104,6 +105,20 @@ def test_opening_a_tree_of_which_a_part_is_gone_removes_the_rest() -> None:
     with pytest.raises(FileNotFoundError):
         stook.open_from_shared(handles)
     assert segments() == before
+
+
+def test_a_handle_with_a_name_that_is_no_segments_removes_nothing_else() -> None:
+    before = segments()
+    handles = stook.copy_to_shared([np.zeros(10), np.ones(10)])
+    token = handles[0].name.split("_")[1]
+    marker = f"stook_{token}"  # by which it is told that this process lives
+    forged = dataclasses.replace(handles[0], name=marker)
+    with pytest.raises(ValueError, match=f"'{marker}' is no name of a shared segment"):
+        forged.close_and_unlink_shm()
+    with pytest.raises(ValueError, match="is no name of a shared segment"):
+        stook.unlink_shared([forged, *handles])
+    assert segments() == before
+    assert os.path.exists(f"/dev/shm/{marker}")
 
 
 @dataclasses.dataclass
