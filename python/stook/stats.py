@@ -54,7 +54,8 @@ class LoaderStats:
         out of it, because the consumer holds more than `memory_limit`.
       restarts: Workers that were started in place of dead ones.
       errors: Elements whose exception was raised instead.
-      bytes_live: Bytes of shared memory that delivered arrays hold at this moment.
+      bytes_live: Bytes of shared memory that delivered arrays hold at this moment; without the
+        segments of `SharedMemoryArray`s, which are memory of their own.
       workers: Where the memory of each worker is at this moment; empty with `num_workers=0` and
         before the workers are started. After `close()` only `retired` is left in it.
     """

@@ -95,6 +95,30 @@ def test_through_queues_and_back(method: str) -> None:
     process.close()
 
 
+def increment(connection: Any) -> None:
+    with connection:
+        view = connection.recv()
+        view += 1
+        connection.send(view.T)
+
+
+def test_through_a_pipe_and_back() -> None:
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    process = context.Process(target=increment, args=(there,))
+    process.start()
+    there.close()
+    array = filled()
+    with here:
+        here.send(array[::2])
+        returned = here.recv()
+    process.join()
+    assert process.exitcode == 0
+    process.close()
+    np.testing.assert_array_equal(returned.T, array[::2])
+    assert array[0, 0] == 1 and array[1, 0] == 50
+
+
 def test_a_file_and_another_program(run_python: RunPython, tmp_path: Path) -> None:
     array = filled()
     file = tmp_path / "handle"

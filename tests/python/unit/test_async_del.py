@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import pickle
+import resource
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -69,6 +71,12 @@ def test_the_threads_can_be_changed_and_ended(reclaimer: Callable[[], dict[str, 
         ((True,), TypeError, "num_threads"),
         ((1, "50"), TypeError, "max_outstanding_requests"),
         ((1 << 40,), ValueError, "num_threads"),
+        ((257,), ValueError, "num_threads must be an int from 0 to 256, got 257"),
+        (
+            (1, (1 << 20) + 1),
+            ValueError,
+            "max_outstanding_requests must be an int from 1 to 1048576",
+        ),
     ],
 )
 def test_wrong_numbers(arguments: tuple[Any, ...], error: type, words: str) -> None:
@@ -118,4 +126,50 @@ def test_threads_make_view_pickle_and_drop(
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(work, range(4))) == 0
     reclaimer()
+    assert segments() == before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("threads", [0, 2])
+def test_100_000_arrays_of_which_10_000_live(
+    threads: int, reclaimer: Callable[[], dict[str, int]]
+) -> None:
+    before = segments()
+    SharedMemoryArray.enable_async_del(threads)
+    alive: list[tuple[int, Any, Any]] = []  # whoever is at hand drops them
+    lock = threading.Lock()
+    most = 0
+
+    def work(seed: int) -> int:
+        nonlocal most
+        random = np.random.default_rng(seed)
+        wrong = 0
+        for number in range(25_000):
+            array = made(50, "int64")
+            array[...] = number
+            one = (number, array[10:][::-1], pickle.loads(pickle.dumps(array[:30])))
+            dropped = None
+            with lock:
+                alive.append(one)
+                most = max(most, len(alive))
+                if len(alive) > 10_000:
+                    index = int(random.integers(len(alive)))
+                    alive[index], alive[-1] = alive[-1], alive[index]
+                    dropped = alive.pop()
+            if dropped is not None:
+                expected, view, again = dropped
+                wrong += not ((view == expected).all() and (again == expected).all())
+        return wrong
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(work, range(4))) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert most > 10_000
+    assert len(segments() - before) == 10_000
+    alive.clear()
+    assert reclaimer()["failures"] == 0
     assert segments() == before
