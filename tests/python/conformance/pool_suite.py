@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import unittest
+from multiprocessing.process import BaseProcess
 from typing import Any
+from unittest import mock
 
 from test import _test_multiprocessing
 
@@ -22,6 +24,23 @@ POOL_TESTS: dict[str, tuple[str, ...]] = {
 }
 
 
+IN_A_PROCESS = "TestStdinBadfiledescriptor"
+
+
+class InAProcess:
+    """CPython's test of a pool in a child process does not ask how the child ended: this does."""
+
+    def test_pool_in_process(self) -> None:
+        join = BaseProcess.join
+
+        def join_and_ask(process: BaseProcess, timeout: float | None = None) -> None:
+            join(process, timeout)
+            assert process.exitcode == 0, f"{process} ended with {process.exitcode}"
+
+        with mock.patch.object(BaseProcess, "join", join_and_ask):
+            super().test_pool_in_process()  # type: ignore[misc]
+
+
 def install_pool_tests(module: dict[str, Any], start_method: str) -> None:
     """Puts the test classes about pools, with their fixtures, into a module's dictionary."""
     everything: dict[str, Any] = {"__name__": module["__name__"]}
@@ -29,6 +48,9 @@ def install_pool_tests(module: dict[str, Any], start_method: str) -> None:
     for name in ("setUpModule", "tearDownModule", *POOL_TESTS):
         # A class that is not there would be a suite that has become smaller unnoticed.
         module[name] = everything[name]
+    module[IN_A_PROCESS] = type(
+        IN_A_PROCESS, (InAProcess, everything[IN_A_PROCESS]), {"__module__": module["__name__"]}
+    )
 
 
 def is_pool_test(case: unittest.TestCase) -> bool:
