@@ -34,6 +34,7 @@ from .errors import (
 )
 from .loader import DataLoader
 from .options import MultiprocessingOptions, MultithreadingOptions
+from .recommend import Recommendation, recommend
 from .shared_memory_array import (
     SharedMemoryArray,
     SharedMemoryArrayMetadata,
@@ -54,6 +55,7 @@ __all__ = [
     "MultiprocessingOptions",
     "MultithreadingOptions",
     "PoolBroken",
+    "Recommendation",
     "RemoteError",
     "SharedMemoryArray",
     "SharedMemoryArrayMetadata",
@@ -68,6 +70,7 @@ __all__ = [
     "io",
     "is_shared",
     "open_from_shared",
+    "recommend",
     "rng",
     "unlink_shared",
     "worker_info",
