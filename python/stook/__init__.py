@@ -32,6 +32,7 @@ from .errors import (
     StookError,
     WorkerDied,
 )
+from .executor import ProcessPoolExecutor
 from .loader import DataLoader
 from .options import MultiprocessingOptions, MultithreadingOptions
 from .recommend import Recommendation, recommend
@@ -55,6 +56,7 @@ __all__ = [
     "MultiprocessingOptions",
     "MultithreadingOptions",
     "PoolBroken",
+    "ProcessPoolExecutor",
     "Recommendation",
     "RemoteError",
     "SharedMemoryArray",
