@@ -92,6 +92,7 @@ class TaskQueue {
   bool deliver_items(Task task, TakenOutcome& taken);
   bool deliver_failure(Task& task, PyObject* error, Py_ssize_t items);
   bool call_sink(const Task& task, PyObject* const* arguments, std::size_t count);
+  OwnedRef take_undecodable();
   OwnedRef make_error(const TakenOutcome& taken);
   void requeue_rest(Task task, Py_ssize_t done);
   bool look_around();

@@ -45,7 +45,8 @@ py::list held_bytes(const workers::LeaseLedger& ledger) {
 
 WorkerPool::WorkerPool(const workers::ManagerOptions& options, int socket, int server,
                        std::uint64_t min_shared_bytes, py::object parent_functions)
-    : manager(options, shm::FileDescriptor(socket), server),
+    : starts_on_demand(options.start_on_demand),
+      manager(options, shm::FileDescriptor(socket), server),
       functions(std::move(parent_functions)),
       // The functions are kept by `functions`, which outlives both.
       encoder(*this, min_shared_bytes, attribute(functions, "pickle_objects").ptr(),
@@ -75,7 +76,8 @@ void register_worker_pool(py::module_& module) {
       .def(py::init([](int socket, int server, std::uint32_t num_workers,
                        std::uint32_t per_worker_buffer_size, std::uint64_t memory_limit,
                        std::uint64_t min_shared_bytes, bool restart_workers,
-                       std::uint32_t max_restarts, bool any_order, py::object functions) {
+                       std::uint32_t max_restarts, bool any_order, bool start_on_demand,
+                       py::object functions) {
              workers::ManagerOptions options;
              options.worker_count = num_workers;
              options.per_worker_buffer_size = per_worker_buffer_size;
@@ -83,13 +85,14 @@ void register_worker_pool(py::module_& module) {
              options.restart_workers = restart_workers;
              options.max_restarts = max_restarts;
              options.any_order = any_order;
+             options.start_on_demand = start_on_demand;
              return std::make_shared<WorkerPool>(options, socket, server, min_shared_bytes,
                                                  std::move(functions));
            }),
            py::kw_only(), py::arg("socket"), py::arg("server"), py::arg("num_workers"),
            py::arg("per_worker_buffer_size"), py::arg("memory_limit"), py::arg("min_shared_bytes"),
            py::arg("restart_workers"), py::arg("max_restarts"), py::arg("any_order"),
-           py::arg("functions"))
+           py::arg("start_on_demand"), py::arg("functions"))
       .def("close", [](WorkerPool& pool) { pool.close(); })
       .def(
           "watch", [](WorkerPool& pool, int fd) { pool.manager.watch_side_channel(fd); },

@@ -84,6 +84,8 @@ class WorkerPool : public BlockSource {
   std::uint64_t offset_of(const void*) override { return 0; }
   void discard(const workers::BlockRef& block) override;
 
+  // Workers are started one by one, when there are more tasks than workers.
+  const bool starts_on_demand;
   workers::Manager manager;
   // Guards `manager`, and is held without the GIL while somebody waits for an element. Never held
   // while Python code runs.

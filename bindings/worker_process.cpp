@@ -40,6 +40,8 @@ struct WorkerFunctions {
   PyObject* unpickle_objects;  // (bytes, [buffer]) -> list
   PyObject* unpickle_dtype;    // (bytes) -> dtype
   PyObject* load_function;     // (bytes) -> function
+  PyObject* undecodable;       // (exception) -> exception: arguments that cannot be unpickled
+  PyObject* run_finalizers;    // ()
   PyObject* retire;            // (): never returns
   PyObject* end_forked_child;  // (exception or None): never returns
 };
@@ -165,6 +167,7 @@ class PythonRunner : public workers::JobRunner {
     if (function) {
       set_numpy_allocator_active(true);
       items.reset(decoder_.decode_copied(job.payload, job.blocks, worker.arguments()));
+      if (!items) mark_undecodable();
       set_numpy_allocator_active(false);
     }
     if (items && !PyList_CheckExact(items.get())) {
@@ -207,6 +210,15 @@ class PythonRunner : public workers::JobRunner {
     batch_.clear();
   }
 
+  // The error that is set is one of unpickling arguments.
+  void mark_undecodable() {
+    const OwnedRef error = take_exception();
+    if (!error) return;
+    const OwnedRef marked(PyObject_CallOneArg(functions_.undecodable, error.get()));
+    if (!marked) PyErr_Clear();
+    raise_exception(marked ? marked.get() : error.get());
+  }
+
   // A result, or the error that is set.
   void add_result(OwnedRef result, workers::Worker& worker) {
     if (result) {
@@ -234,6 +246,7 @@ class PythonRunner : public workers::JobRunner {
       OwnedRef payload;
       if (function) {
         payload.reset(decoder_.decode_copied(job.payload, job.blocks, worker.arguments()));
+        if (!payload) mark_undecodable();
       }
       if (payload) result = call_with_pair(function.get(), std::move(payload));
     } else {
@@ -333,8 +346,11 @@ class PythonHost : public workers::ForkHost {
                                              worker->worker_count(), incarnation);
       if (worker->in_forked_child()) end_forked_child(functions_, OwnedRef(task));
       if (task == nullptr) {
-        publish_error(*worker, workers::kNoJob, workers::ResultKind::kStartupError,
-                      encode_exception(functions_));
+        const std::string error = encode_exception(functions_);
+        // What the initializer said on other channels of its own comes first.
+        const OwnedRef done(PyObject_CallNoArgs(functions_.run_finalizers));
+        if (!done) PyErr_Clear();
+        publish_error(*worker, workers::kNoJob, workers::ResultKind::kStartupError, error);
         ::_exit(1);
       }
       install_numpy_allocator(worker->arena(), min_shared_bytes_);
@@ -360,10 +376,11 @@ void serve(int socket, int parent, std::uint64_t min_shared_bytes, std::uint64_t
     // Held by the module object for as long as the process lives.
     return py::object(functions.attr(name)).release().ptr();
   };
-  const WorkerFunctions table{get("set_up"),          get("encode_error"),  get("exhausted_error"),
-                              get("pickle_objects"),  get("pickle_dtype"),  get("unpickle_objects"),
-                              get("unpickle_dtype"),  get("load_function"), get("retire"),
-                              get("end_forked_child")};
+  const WorkerFunctions table{
+      get("set_up"),         get("encode_error"),  get("exhausted_error"),
+      get("pickle_objects"), get("pickle_dtype"),  get("unpickle_objects"),
+      get("unpickle_dtype"), get("load_function"), get("undecodable_arguments"),
+      get("run_finalizers"), get("retire"),        get("end_forked_child")};
   PythonHost host(table, min_shared_bytes, most_jobs);
   workers::serve_forks(socket, parent, host);
 }

@@ -97,7 +97,8 @@ Manager::Manager(const ManagerOptions& options, shm::FileDescriptor socket, pid_
     fail_broken("the fork server ended before it started");
   }
   try {
-    for (std::uint32_t worker = 0; worker < options_.worker_count; ++worker) spawn(worker);
+    while (!options_.start_on_demand && add_worker()) {
+    }
   } catch (...) {
     // Else an arena would keep the channel, and with it the descriptors of every doorbell.
     for (WorkerRecord& worker : workers_) {
@@ -129,6 +130,15 @@ void Manager::spawn(std::uint32_t index) {
   if (!send_message(socket_.get(), request, fds) && broken_.empty()) {
     broken_ = "the fork server is gone";
   }
+}
+
+bool Manager::add_worker() {
+  const auto next = std::find_if(workers_.begin(), workers_.end(), [](const WorkerRecord& worker) {
+    return !worker.alive && worker.incarnation == 0 && worker.arena == nullptr && !worker.ended;
+  });
+  if (next == workers_.end()) return false;
+  spawn(static_cast<std::uint32_t>(next - workers_.begin()));
+  return true;
 }
 
 // ------------------------------------------------------------------ jobs out

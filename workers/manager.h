@@ -37,6 +37,8 @@ struct ManagerOptions {
   // Jobs have no order among them: one that takes long holds no other back, and the window counts
   // those under way alone. They are polled for and taken unordered.
   bool any_order = false;
+  // No worker is started but by add_worker().
+  bool start_on_demand = false;
 };
 
 // A job as the parent gives it out.
@@ -176,6 +178,8 @@ class Manager {
   bool is_open() const noexcept { return socket_.is_open(); }
   bool in_forked_child() const noexcept;
 
+  // With start_on_demand: starts one of the workers that have none yet. False if all have.
+  bool add_worker();
   // From now on a worker that ends as it was told to is not replaced.
   void stop_replacing() noexcept { replaces_ = false; }
   // Workers that ended unasked since the last call. Filled with any_order alone.
@@ -213,6 +217,7 @@ class Manager {
     pid_t pid = 0;
     bool alive = false;
     bool has_published = false;
+    bool ended = false;  // and is not replaced
     shm::FileDescriptor pidfd;
     shm::LeasedArena* arena = nullptr;
     shm::FileDescriptor arena_fd;  // asked how much memory the arena costs

@@ -112,7 +112,8 @@ void Manager::on_exit(std::uint32_t index, int status) {
               std::to_string(worker.pid) + ", with wait status " + std::to_string(status) + ")";
     return;
   }
-  if (retired && !replaces_) return;
+  worker.ended = retired && !replaces_;
+  if (worker.ended) return;
   ++worker.incarnation;
   if (!retired) ++restarts_;
   cell.progress.store(0, std::memory_order_relaxed);

@@ -11,6 +11,7 @@ arguments than it passes on. Everything is caught, also what is no `Exception`: 
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import traceback
 import types
@@ -20,7 +21,7 @@ import cloudpickle  # type: ignore[import-untyped]
 
 from .errors import RemoteError, StookError, add_note
 
-__all__ = ["decode_error", "encode_error"]
+__all__ = ["decode_error", "encode_error", "is_undecodable", "mark_undecodable"]
 
 
 def encode_error(error: BaseException) -> bytes:
@@ -116,6 +117,19 @@ def _put_together(parts: bytes) -> BaseException | None:
     except BaseException:
         return None
     return error
+
+
+def mark_undecodable(error: BaseException, what: str) -> BaseException:
+    """Says that `error` is one of unpickling a task's arguments, or its result."""
+    add_note(error, f"while the {what} of a task was unpickled")
+    with contextlib.suppress(Exception):  # a class that forbids attributes
+        error._stook_undecodable = what  # type: ignore[attr-defined]
+    return error
+
+
+def is_undecodable(error: BaseException) -> bool:
+    """True for an error that came of unpickling a task's arguments or result."""
+    return getattr(error, "_stook_undecodable", None) is not None
 
 
 def note_set_up(error: BaseException, worker: int) -> BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ._error_payload import decode_error, encode_error, note_set_up
+from ._error_payload import decode_error, encode_error, mark_undecodable, note_set_up
 from ._log_channel import LogReceiver
 from ._pickling import pickle_dtype, pickle_objects, unpickle_dtype, unpickle_objects
 from ._worker import exhausted
@@ -61,6 +61,9 @@ class ParentFunctions:
                 " smaller batches or a lower memory_limit"
             )
         return WorkerDied(worker, os.waitstatus_to_exitcode(status), position, detail)
+
+    def undecodable_result(self, error: BaseException) -> BaseException:
+        return mark_undecodable(error, "result")
 
     def task_error(self, payload: bytes) -> BaseException:
         return decode_error(payload)

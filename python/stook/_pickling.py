@@ -17,6 +17,8 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.context import get_spawning_popen
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -49,6 +51,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, io.TextIOWrapper) and obj not in (sys.stdout, sys.stderr):
             raise TypeError(f"cannot pickle the open file {obj.name!r}")
+        if get_spawning_popen() is not None:  # queues, pipes and the like
+            reduce = ForkingPickler._extra_reducers.get(type(obj))  # type: ignore[attr-defined]
+            if reduce is not None:
+                return reduce(obj)
         if isinstance(obj, StaysHere):
             return Elsewhere, (type(obj).__name__,)
         if isinstance(obj, (type, types.FunctionType)):

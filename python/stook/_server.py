@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import multiprocessing.process
 import os
 import pickle
 import select
@@ -36,6 +37,9 @@ def main(control: int, payload: int, log: int, parent: int) -> None:
     surroundings: Surroundings = settings["surroundings"]
     surroundings.take_over()
     task, init, failure = None, None, None
+    for descriptor in settings["descriptors"]:
+        os.set_inheritable(descriptor, False)
+    multiprocessing.process.current_process().authkey = settings["authkey"]
     load_state["loading"] = True
     try:
         with _ending_with(parent):

@@ -19,7 +19,7 @@ from . import _core
 from ._elsewhere import StaysHere
 from ._locks import renew_lock_in_child
 from ._pickling import dump_function
-from ._processes import crosses_by_name, forget_in_children, start_processes
+from ._start import crosses_by_name, forget_in_children, start_processes
 from .errors import PoolBroken, StookError
 from .options import MultiprocessingOptions
 
@@ -92,6 +92,8 @@ class TaskPool(StaysHere):
       initializer: Called with `initargs` in each worker before its first task.
       initargs: See there.
       most_jobs: A worker ends, and is replaced, after so many jobs; 0: never.
+      start_on_demand: A worker is started when there are more tasks than workers, so that there
+        are never more than were needed at a time.
       on_death: Told of each worker that ended unasked, on the thread that delivers. It has been
         replaced by then.
       name: Of the pool's thread.
@@ -108,6 +110,7 @@ class TaskPool(StaysHere):
         initializer: Callable[..., Any] | None = None,
         initargs: tuple[Any, ...] = (),
         most_jobs: int = 0,
+        start_on_demand: bool = False,
         on_death: Callable[[Death], None] | None = None,
         name: str = "stook-pool",
     ) -> None:
@@ -138,6 +141,7 @@ class TaskPool(StaysHere):
             options,
             any_order=True,
             most_jobs=most_jobs,
+            start_on_demand=start_on_demand,
         )
         # Both by weak reference: the queue is reached from here alone.
         on_deaths = weakref.WeakMethod(self._note_deaths)
@@ -316,8 +320,12 @@ class TaskPool(StaysHere):
     # ---- processes -------------------------------------------------------------------------------
 
     def workers(self) -> list[WorkerHandle]:
-        """The worker processes there are; waits until all have been started."""
-        self.wait(lambda: self._closed or len(self._core.worker_pids) >= self.num_workers, 60.0)
+        """The worker processes there are; waits until those that were asked for are up."""
+
+        def are_up() -> bool:
+            return self._closed or len(self._core.worker_pids) >= self._core.workers_alive
+
+        self.wait(are_up, 60.0)
         return [WorkerHandle(self, pid) for pid in self._core.worker_pids]
 
     def _note_deaths(self, deaths: list[tuple[int, int, int]]) -> None:

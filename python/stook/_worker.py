@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ._error_payload import encode_error
+from ._error_payload import encode_error, mark_undecodable
 from ._log_channel import send_records_to
 from ._pickling import pickle_dtype, pickle_objects, unpickle_dtype, unpickle_objects
 from ._random import torch_generator
@@ -78,13 +78,22 @@ def end_forked_child(error: BaseException | None) -> NoReturn:
 def retire() -> NoReturn:
     """Ends a worker that has run as many jobs as it was to run."""
     try:
-        with contextlib.suppress(Exception):
-            multiprocessing.util._exit_function()  # type: ignore[attr-defined]
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
+        run_finalizers()
     finally:
         os._exit(0)
+
+
+def run_finalizers() -> None:
+    """Does what a process of `multiprocessing` does at its end."""
+    with contextlib.suppress(Exception):
+        multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def undecodable_arguments(error: BaseException) -> BaseException:
+    return mark_undecodable(error, "arguments")
 
 
 class WorkerFunctions:
@@ -98,6 +107,8 @@ class WorkerFunctions:
     exhausted_error = staticmethod(exhausted)
     end_forked_child = staticmethod(end_forked_child)
     load_function = staticmethod(pickle.loads)
+    undecodable_arguments = staticmethod(undecodable_arguments)
+    run_finalizers = staticmethod(run_finalizers)
     retire = staticmethod(retire)
 
     def __init__(

@@ -134,6 +134,22 @@ TEST_F(JobRingTest, ALateCancelDoesNotHitTheSlotsNextJob) {
   EXPECT_EQ(claim(), kCapacity);
 }
 
+TEST_F(JobRingTest, ANumberIsLeftOutWhileAnOlderJobHasItsSlot) {
+  produce(1);
+  ASSERT_EQ(claim(3), 0U);  // runs on and on
+  for (int lap = 0; lap < 5; ++lap) {
+    if (next_ % kCapacity == 0) ++next_;  // as the manager leaves it out
+    produce(kCapacity - 1);
+    for (std::uint64_t i = 1; i < kCapacity; ++i) {
+      const auto job = claim();
+      ASSERT_TRUE(job);
+      EXPECT_NE(*job % kCapacity, 0U);
+    }
+    EXPECT_FALSE(claim());
+  }
+  EXPECT_EQ(claimer(0), claimer_of(3)) << "the record of who has it is untouched";
+}
+
 TEST_F(JobRingTest, EveryJobIsClaimedOnceByManyThreads) {
   constexpr std::uint64_t kJobs = 20000;
   constexpr std::uint32_t kThreads = 3;

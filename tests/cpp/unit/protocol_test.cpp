@@ -69,6 +69,14 @@ TEST(ParentSleep, ExactlyOneJobOrThatOneAndLaterOnes) {
   EXPECT_NE(parent_sleeps_until(0, false), shm::kAwake);
 }
 
+TEST(Progress, CountsTheItemsOfItsOwnJobAlone) {
+  EXPECT_EQ(items_begun(progress_word(7, 3), 7), 3U);
+  EXPECT_EQ(items_begun(progress_word(7, 3), 8), 0U) << "left by an earlier job";
+  EXPECT_EQ(items_begun(0, 7), 0U);
+  const std::uint64_t late = (std::uint64_t{1} << 45) + 5;  // the upper bits are cut off
+  EXPECT_EQ(items_begun(progress_word(late, kMostItems), late), kMostItems);
+}
+
 TEST(ResultSlot, FillsItsKibibyteWithoutGaps) {
   EXPECT_EQ(offsetof(ResultSlot, bytes) + kResultInlineBytes, kResultSlotBytes);
   EXPECT_GE(kResultInlineBytes, sizeof(BlockRef)) << "a reference to a large envelope fits";

@@ -10,7 +10,7 @@ import pytest
 from process_loader import each_method, made
 
 from conftest import RunPython
-from stook import _processes
+from stook import _start
 
 # A module's own level, without a guard.
 SCRIPT = """
@@ -153,10 +153,10 @@ def test_forking_with_cuda_initialized_is_refused(
 ) -> None:
     # Initializing CUDA opens the device.
     (tmp_path / "3").symlink_to("/dev/null")
-    assert not _processes._cuda_initialized(str(tmp_path))
+    assert not _start._cuda_initialized(str(tmp_path))
     (tmp_path / "4").symlink_to("/dev/nvidia0")
-    assert _processes._cuda_initialized(str(tmp_path))
-    monkeypatch.setattr(_processes, "_cuda_initialized", lambda: True)
+    assert _start._cuda_initialized(str(tmp_path))
+    monkeypatch.setattr(_start, "_cuda_initialized", lambda: True)
     with made("fork", [1, 2], abs) as loader:
         with pytest.raises(RuntimeError, match=r"CUDA.*use start_method='forkserver'"):
             iter(loader)

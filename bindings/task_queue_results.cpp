@@ -1,0 +1,483 @@
+// TaskQueue: results in, and waiting for them.
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstring>
+#include <new>
+#include <span>
+#include <utility>
+
+#include "bindings/errors.h"
+#include "bindings/job_kinds.h"
+#include "bindings/task_queue.h"
+#include "shm/error.h"
+
+namespace stook::bindings {
+
+namespace {
+
+using workers::Manager;
+
+// Jobs that one deliver() hands out before its caller can look whether his own is done.
+constexpr int kMostAtOnce = 64;
+
+// An exception of the signal handler's, which is not the sink's.
+bool is_interrupt() { return PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) != 0; }
+
+}  // namespace
+
+// ------------------------------------------------------------------ results in
+
+bool TaskQueue::take(TakenOutcome& taken) {
+  const LockWithGil lock(pool_->mutex);
+  Manager& manager = pool_->manager;
+  if (!manager.is_open() || manager.poll(false) != Manager::State::kReady) return false;
+  taken.outcome = manager.take(false);
+  taken.blocks.assign(taken.outcome.blocks.begin(), taken.outcome.blocks.end());
+  taken.payload.assign(taken.outcome.payload.begin(), taken.outcome.payload.end());
+  taken.copy_out = !taken.blocks.empty() && manager.should_copy_out(taken.outcome);
+  return true;
+}
+
+int TaskQueue::deliver() {
+  const int delivered = deliver_some();
+  if (delivered < 0) return -1;
+  if (!look_around()) return -1;
+  feed();
+  return delivered;
+}
+
+int TaskQueue::deliver_some() {
+  int delivered = 0;
+  TakenOutcome taken;
+  try {
+    if (std::exchange(armed_, false) && pool_->is_open()) {
+      const LockWithGil lock(pool_->mutex);
+      Manager& manager = pool_->manager;
+      if (manager.is_open()) {
+        const Manager::Sleep glance{true, true, 0, manager.descriptor()};
+        manager.end_sleep(Manager::sleep(glance, nullptr));
+      }
+    }
+    while (delivered < kMostAtOnce && !broken_) {
+      if (!failed_.empty()) {
+        Task task = std::move(failed_.front());
+        failed_.pop_front();
+        ++delivered;
+        const OwnedRef error = std::move(task.failure);
+        if (!deliver_failure(task, error.get(), -1)) return -1;
+        continue;
+      }
+      if (!pool_->is_open() || !take(taken)) break;
+      if (taken.outcome.kind == workers::OutcomeKind::kStartupError) {
+        broken_.reset(PyObject_CallMethod(pool_->functions.ptr(), "startup_error", "y#II",
+                                          reinterpret_cast<const char*>(taken.payload.data()),
+                                          static_cast<Py_ssize_t>(taken.payload.size()),
+                                          taken.outcome.worker, 0U));
+        if (!broken_) set_broken();
+        break;
+      }
+      const auto found = in_flight_.find(taken.outcome.job);
+      if (found == in_flight_.end()) continue;  // failed by close() meanwhile
+      Task task = std::move(found->second);
+      in_flight_.erase(found);
+      job_of_.erase(task.number);
+      argument_bytes_ -= task.argument_bytes;
+      // Before the sink, which may be long: the workers go on meanwhile.
+      feed();
+      ++delivered;
+      if (!deliver_outcome(std::move(task), taken)) return -1;
+    }
+  } catch (const shm::Error& error) {
+    set_python_error(error);
+    set_broken();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+    set_broken();
+  }
+  return delivered;
+}
+
+// Deaths and log records. False if a signal handler raised.
+bool TaskQueue::look_around() {
+  bool has_news = false;
+  std::vector<workers::Death> deaths;
+  {
+    const LockWithGil lock(pool_->mutex);
+    if (!pool_->manager.is_open()) return true;
+    has_news = pool_->manager.take_side_channel_news();
+    deaths = pool_->manager.take_deaths();
+  }
+  if (has_news) {
+    const OwnedRef done(PyObject_CallMethod(pool_->functions.ptr(), "drain_side_channel", nullptr));
+    if (!done) {
+      if (is_interrupt()) return false;
+      PyErr_WriteUnraisable(pool_->functions.ptr());
+    }
+  }
+  if (deaths.empty()) return true;
+  const OwnedRef list(PyList_New(0));
+  for (const workers::Death& death : deaths) {
+    const OwnedRef entry(
+        Py_BuildValue("Iii", death.worker, static_cast<int>(death.pid), death.status));
+    if (!list || !entry || PyList_Append(list.get(), entry.get()) != 0) return false;
+  }
+  const OwnedRef done(PyObject_CallOneArg(on_deaths_.get(), list.get()));
+  if (done) return true;
+  if (is_interrupt()) return false;
+  PyErr_WriteUnraisable(on_deaths_.get());
+  return true;
+}
+
+OwnedRef TaskQueue::take_error() { return take_exception(); }
+
+bool TaskQueue::notify(bool all) {
+  if (PyList_GET_SIZE(waiting_.get()) == 0) return true;
+  const OwnedRef done(PyObject_CallOneArg(notify_.get(), all ? Py_True : Py_False));
+  if (!done && !is_interrupt()) PyErr_WriteUnraisable(notify_.get());
+  return PyErr_Occurred() == nullptr;
+}
+
+PyObject* TaskQueue::pump(PyObject* done, double seconds) {
+  const unsigned long me = PyThread_get_thread_ident();
+  const bool nested = pumper_ == me;
+  if (pumper_ != 0 && !nested) Py_RETURN_NONE;
+  pumper_ = me;
+  bool is_done = false;
+  const bool went_well = pump_until(done, seconds, is_done);
+  if (!nested) {
+    pumper_ = 0;
+    // Whoever waits takes over, whatever happened here.
+    PyObject* error = went_well ? nullptr : take_exception().release();
+    if (!notify(false)) {
+      if (error == nullptr) return nullptr;
+      PyErr_Clear();
+    }
+    if (error != nullptr) {
+      const OwnedRef owned(error);
+      raise_exception(error);
+    }
+  }
+  return went_well ? PyBool_FromLong(is_done ? 1 : 0) : nullptr;
+}
+
+bool TaskQueue::pump_until(PyObject* done, double seconds, bool& is_done) {
+  using Clock = std::chrono::steady_clock;
+  const auto begin = Clock::now();
+  for (;;) {
+    const OwnedRef answer(PyObject_CallNoArgs(done));
+    const int truth = answer ? PyObject_IsTrue(answer.get()) : -1;
+    if (truth < 0) return false;
+    is_done = truth != 0;
+    if (is_done || broken_) return true;
+    const int delivered = deliver();
+    if (delivered < 0) return false;
+    if (delivered > 0) {
+      if (!notify(true)) return false;
+      continue;
+    }
+    if (broken_ || !pool_->is_open()) return true;
+    double left = -1;
+    if (seconds >= 0) {
+      left = seconds - std::chrono::duration<double>(Clock::now() - begin).count();
+      if (left <= 0) return true;
+    }
+    if (!sleep(left)) {
+      // A sleep that the system refuses is the pool's end; else it was a signal handler.
+      if (PyErr_Occurred() != nullptr) return false;
+      return true;
+    }
+  }
+}
+
+// The error that is set: a result that cannot be unpickled.
+OwnedRef TaskQueue::take_undecodable() {
+  OwnedRef error = take_exception();
+  if (!error) return error;
+  OwnedRef noted(
+      PyObject_CallMethod(pool_->functions.ptr(), "undecodable_result", "O", error.get()));
+  if (noted) return noted;
+  PyErr_Clear();
+  return error;
+}
+
+OwnedRef TaskQueue::make_error(const TakenOutcome& taken) {
+  const workers::Outcome& outcome = taken.outcome;
+  PyObject* error = nullptr;
+  if (outcome.kind == workers::OutcomeKind::kWorkerDied) {
+    error = PyObject_CallMethod(pool_->functions.ptr(), "task_died", "IiiO", outcome.worker,
+                                static_cast<int>(outcome.pid), outcome.status,
+                                outcome.out_of_memory ? Py_True : Py_False);
+  } else {
+    error = PyObject_CallMethod(pool_->functions.ptr(), "task_error", "y#",
+                                reinterpret_cast<const char*>(taken.payload.data()),
+                                static_cast<Py_ssize_t>(taken.payload.size()));
+  }
+  return error != nullptr ? OwnedRef(error) : take_exception();
+}
+
+bool TaskQueue::deliver_outcome(Task task, TakenOutcome& taken) {
+  const workers::Outcome& outcome = taken.outcome;
+  if (outcome.kind == workers::OutcomeKind::kElement) {
+    pool_->elements += 1;
+    pool_->bytes += outcome.array_bytes;
+    const std::uint64_t moved = taken.copy_out ? 0 : outcome.moved;
+    pool_->moved += moved;
+    pool_->copied += outcome.copied + outcome.moved - moved;
+    if (has_items(task.kind)) return deliver_items(std::move(task), taken);
+    const OwnedRef value(
+        pool_->decoder.decode_leased(taken.payload, taken.blocks, outcome.arena, taken.copy_out));
+    if (!value) {
+      const OwnedRef error = take_undecodable();
+      return deliver_failure(task, error.get(), -1);
+    }
+    PyObject* arguments[] = {Py_True, value.get()};
+    const bool went_well = call_sink(task, arguments, 2);
+    finish(std::move(task));
+    return went_well;
+  }
+  for (const workers::BlockRef& block : taken.blocks) outcome.arena->release(block.id);
+  pool_->errors += 1;
+  const OwnedRef error = make_error(taken);
+  if (!has_items(task.kind) || outcome.kind != workers::OutcomeKind::kWorkerDied ||
+      outcome.begun == 0) {
+    return deliver_failure(task, error.get(), -1);
+  }
+  // The items behind the one that was running have not run.
+  const auto begun = static_cast<Py_ssize_t>(outcome.begun);
+  if (begun >= PyList_GET_SIZE(task.payload.get())) return deliver_failure(task, error.get(), -1);
+  if (!deliver_failure(task, error.get(), begun)) return false;
+  requeue_rest(std::move(task), begun);
+  return true;
+}
+
+bool TaskQueue::deliver_items(Task task, TakenOutcome& taken) {
+  shm::LeasedArena* arena = taken.outcome.arena;
+  const Py_ssize_t size = PyList_GET_SIZE(task.payload.get());
+  const std::span<const std::byte> payload = taken.payload;
+  const std::span<const workers::BlockRef> blocks = taken.blocks;
+  std::uint64_t count = 0;
+  std::uint64_t made_at = 0;
+  if (payload.size() >= 2 * sizeof count) {
+    std::memcpy(&count, payload.data(), sizeof count);
+    std::memcpy(&made_at, payload.data() + sizeof count, sizeof made_at);
+  }
+  std::uint64_t moved_at = 0;
+  const std::uint64_t moved_end = made_at;
+  std::size_t at = 2 * sizeof count;
+  bool whole = count != 0 && count <= static_cast<std::uint64_t>(size) && made_at <= blocks.size();
+  OwnedRef results(PyList_New(whole ? static_cast<Py_ssize_t>(count) : 0));
+  OwnedRef errors;
+  if (!results) whole = false;
+  std::vector<workers::BlockRef> own;
+  for (std::uint64_t i = 0; whole && i < count; ++i) {
+    ItemHeader header;
+    if (payload.size() - at < sizeof header) break;
+    std::memcpy(&header, payload.data() + at, sizeof header);
+    at += sizeof header;
+    whole = header.bytes <= payload.size() - at && header.moved <= moved_end - moved_at &&
+            header.made <= blocks.size() - made_at;
+    if (!whole) break;
+    const std::span<const std::byte> item = payload.subspan(at, header.bytes);
+    at += (header.bytes + 7) / 8 * 8;
+    at = std::min(at, payload.size());
+    own.assign(blocks.begin() + static_cast<std::ptrdiff_t>(moved_at),
+               blocks.begin() + static_cast<std::ptrdiff_t>(moved_at + header.moved));
+    own.insert(own.end(), blocks.begin() + static_cast<std::ptrdiff_t>(made_at),
+               blocks.begin() + static_cast<std::ptrdiff_t>(made_at + header.made));
+    moved_at += header.moved;
+    made_at += header.made;
+    OwnedRef value;
+    OwnedRef error;
+    if (header.is_error == 0) {
+      value.reset(pool_->decoder.decode_leased(item, own, arena, taken.copy_out));
+      if (!value) error = take_undecodable();
+    } else {
+      pool_->errors += 1;
+      error.reset(PyObject_CallMethod(pool_->functions.ptr(), "task_error", "y#",
+                                      reinterpret_cast<const char*>(item.data()),
+                                      static_cast<Py_ssize_t>(item.size())));
+      if (!error) error = take_exception();
+    }
+    if (error) {
+      if (!errors) errors.reset(PyDict_New());
+      const OwnedRef key(PyLong_FromUnsignedLongLong(i));
+      if (!errors || !key || PyDict_SetItem(errors.get(), key.get(), error.get()) != 0) {
+        PyErr_Clear();
+      }
+      value.reset(Py_NewRef(Py_None));
+    }
+    PyList_SET_ITEM(results.get(), static_cast<Py_ssize_t>(i), value.release());
+  }
+  if (!whole) {
+    // Blocks that no item took over.
+    for (std::uint64_t i = moved_at; i < moved_end && i < blocks.size(); ++i) {
+      arena->release(blocks[i].id);
+    }
+    for (std::uint64_t i = made_at; i < blocks.size(); ++i) arena->release(blocks[i].id);
+    set_stook_error("StookError", "a worker published malformed results");
+    const OwnedRef error = take_exception();
+    return deliver_failure(task, error.get(), -1);
+  }
+  PyObject* arguments[] = {Py_True, results.get(), errors ? errors.get() : Py_None};
+  const bool went_well = call_sink(task, arguments, 3);
+  const auto done = static_cast<Py_ssize_t>(count);
+  if (done < size) {
+    requeue_rest(std::move(task), done);
+  } else {
+    finish(std::move(task));
+  }
+  return went_well;
+}
+
+void TaskQueue::requeue_rest(Task task, Py_ssize_t done) {
+  const Py_ssize_t size = PyList_GET_SIZE(task.payload.get());
+  OwnedRef rest(PyList_GetSlice(task.payload.get(), done, size));
+  if (!rest) {
+    const OwnedRef error = take_exception();
+    if (!deliver_failure(task, error.get(), size - done)) PyErr_Clear();
+    return finish(std::move(task));
+  }
+  task.payload = std::move(rest);
+  if (closed_error_) {  // by the sink
+    if (!deliver_failure(task, closed_error_.get(), -1)) PyErr_WriteUnraisable(task.sink.get());
+    return;
+  }
+  pending_.push_front(std::move(task));
+  feed();
+}
+
+// `items`: how many of the task's fail; -1: all of it, which then is done.
+bool TaskQueue::deliver_failure(Task& task, PyObject* error, Py_ssize_t items) {
+  const bool all = items < 0;
+  bool went_well = true;
+  if (!has_items(task.kind)) {
+    PyObject* arguments[] = {Py_False, error};
+    went_well = call_sink(task, arguments, 2);
+  } else {
+    if (all) items = PyList_GET_SIZE(task.payload.get());
+    const OwnedRef results(PyList_New(items));
+    const OwnedRef errors(PyDict_New());
+    if (!results || !errors) return false;
+    for (Py_ssize_t i = 0; i < items; ++i) {
+      PyList_SET_ITEM(results.get(), i, Py_NewRef(Py_None));
+      const OwnedRef key(PyLong_FromSsize_t(i));
+      if (!key || PyDict_SetItem(errors.get(), key.get(), error) != 0) return false;
+    }
+    PyObject* arguments[] = {Py_True, results.get(), errors.get()};
+    went_well = call_sink(task, arguments, 3);
+  }
+  if (all) finish(std::move(task));
+  return went_well;
+}
+
+// False if a signal handler raised, which has to go on to the caller.
+bool TaskQueue::call_sink(const Task& task, PyObject* const* arguments, std::size_t count) {
+  const OwnedRef sink(Py_NewRef(task.sink.get()));
+  const OwnedRef done(PyObject_Vectorcall(sink.get(), arguments, count, nullptr));
+  if (done) return true;
+  // A signal handler raised, perhaps before the sink had done its work: it is called again, and
+  // knows whether it had. If it raises once more, it was not the handler.
+  const OwnedRef interrupt = take_exception();
+  const OwnedRef again(PyObject_Vectorcall(sink.get(), arguments, count, nullptr));
+  if (!again) {
+    PyErr_WriteUnraisable(sink.get());
+    return true;
+  }
+  raise_exception(interrupt.get());
+  return false;
+}
+
+// ------------------------------------------------------------------ waiting
+
+bool TaskQueue::sleep(double seconds) {
+  constexpr double kLongest = 1e9;
+  const bool bounded = seconds >= 0 && seconds < kLongest;
+  const auto until = std::chrono::steady_clock::now() +
+                     std::chrono::nanoseconds(bounded ? static_cast<std::int64_t>(seconds * 1e9)
+                                                      : std::int64_t{0});
+  // The first sleep is short, so that a short one costs no changes of the signal mask.
+  bool long_wait = false;
+  for (;;) {
+    if (!pool_->is_open() || !failed_.empty()) return true;
+    sigset_t before;
+    if (long_wait) {
+      // A signal that arrives between the look at Python's flags and the sleep must end the sleep.
+      sigset_t all;
+      sigfillset(&all);
+      pthread_sigmask(SIG_SETMASK, &all, &before);
+      if (PyErr_CheckSignals() != 0) {
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
+        return false;
+      }
+    }
+    Manager::WaitEnd end = Manager::WaitEnd::kProgress;
+    bool out_of_time = false;
+    bool failed = false;
+    shm::Error failure(shm::ErrorCode::kBroken, "");
+    {
+      const WithoutGil without_gil;
+      const std::lock_guard sleeping(sleep_mutex_);
+      try {
+        Manager& manager = pool_->manager;
+        Manager::Sleep plan;
+        {
+          const std::lock_guard lock(pool_->mutex);
+          if (pool_->is_open()) plan = manager.begin_sleep(false, long_wait);
+        }
+        if (plan.needed) {
+          if (bounded) {
+            const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(
+                until - std::chrono::steady_clock::now());
+            const std::int64_t most = std::max<std::int64_t>(left.count(), 0);
+            if (!plan.bounded || most < plan.nanoseconds) {
+              plan.bounded = true;
+              plan.nanoseconds = most;
+              out_of_time = true;
+            }
+          }
+          const Manager::Waking waking = Manager::sleep(plan, long_wait ? &before : nullptr);
+          const std::lock_guard lock(pool_->mutex);
+          end = manager.end_sleep(waking);
+        } else {
+          const std::lock_guard lock(pool_->mutex);
+          if (manager.is_open()) end = manager.end_sleep({});
+        }
+      } catch (const shm::Error& error) {
+        failure = error;
+        failed = true;
+      }
+    }
+    if (long_wait) pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    if (failed) {
+      set_python_error(failure);
+      set_broken();
+      return false;
+    }
+    switch (end) {
+      case Manager::WaitEnd::kProgress:
+        return true;
+      case Manager::WaitEnd::kInterrupted:
+        return PyErr_CheckSignals() == 0;
+      case Manager::WaitEnd::kSideChannel: {
+        const OwnedRef done(
+            PyObject_CallMethod(pool_->functions.ptr(), "drain_side_channel", nullptr));
+        if (!done && !is_interrupt()) PyErr_WriteUnraisable(pool_->functions.ptr());
+        return PyErr_Occurred() == nullptr;
+      }
+      case Manager::WaitEnd::kTimeOut:
+        if (out_of_time) return PyErr_CheckSignals() == 0;
+        long_wait = true;
+    }
+  }
+}
+
+bool TaskQueue::arm() {
+  if (!pool_->is_open() || !failed_.empty()) return false;
+  const LockWithGil lock(pool_->mutex);
+  if (!pool_->manager.is_open()) return false;
+  armed_ = true;
+  return pool_->manager.begin_sleep(false, true, false).needed;
+}
+
+}  // namespace stook::bindings
