@@ -91,6 +91,7 @@ TEST_F(Reclaimer, WithoutThreadsTheCallerDoesIt) {
 }
 
 TEST_F(Reclaimer, AThreadDoesWhatIsSubmitted) {
+  const ReclaimerStats before = reclaimer_stats();
   configure_reclaimer(1, 100);
   EXPECT_TRUE(reclaimer_has_threads());
   for (int i = 0; i < 50; ++i) submit();
@@ -101,7 +102,7 @@ TEST_F(Reclaimer, AThreadDoesWhatIsSubmitted) {
   EXPECT_EQ(stats.threads, 1U);
   EXPECT_EQ(stats.max_outstanding, 100U);
   EXPECT_EQ(stats.outstanding, 0U);
-  EXPECT_EQ(stats.done_by_threads, 50U);
+  EXPECT_EQ(stats.done_by_threads, before.done_by_threads + 50);
 }
 
 TEST_F(Reclaimer, WhatIsInWorkCountsAsOutstandingAndAFullQueueIsTheCallers) {
