@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from ._error_payload import encode_error, mark_undecodable
 from ._log_channel import send_records_to
-from ._pickling import pickle_dtype, pickle_objects, unpickle_dtype, unpickle_objects
+from ._pickling import pickle_dtype, pickle_results, unpickle_dtype, unpickle_objects
 from ._random import torch_generator
 from ._thread_limits import limit_threads
 from .errors import ElementError, SharedMemoryExhausted
@@ -99,7 +99,7 @@ def undecodable_arguments(error: BaseException) -> BaseException:
 class WorkerFunctions:
     """What the C++ worker calls (bindings/worker_process.cpp)."""
 
-    pickle_objects = staticmethod(pickle_objects)
+    pickle_objects = staticmethod(pickle_results)
     pickle_dtype = staticmethod(pickle_dtype)
     unpickle_objects = staticmethod(unpickle_objects)
     unpickle_dtype = staticmethod(unpickle_dtype)

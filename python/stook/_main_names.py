@@ -1,0 +1,170 @@
+"""The names of the caller's `__main__`, as its functions see them in a worker.
+
+Functions of `__main__` cross by value, for a fresh interpreter cannot import it. Here, in the
+worker, they all share one dict of globals, as they do where they come from: what an initializer
+sets by `global` is there for the functions that come later.
+
+With each definition come the values of the names it uses. A value is taken over when the caller's
+is another than the one that came last; until then the worker's own object stays, with all that was
+done to it, as that of a module that both had imported. A name that the worker's own code has bound
+stays bound as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["HOME", "Value", "begin", "by_name", "forks_workers", "home", "receive", "will_fork"]
+
+# What a value is pickled to, and which object of the caller's it is, if that tells (else 0).
+Value = tuple[bytes, int]
+
+# The persistent id of the dict of globals itself; other persistent ids are names in it.
+HOME = ""
+
+_LARGEST_KEPT = 64  # bytes of a pickle; for larger ones a digest is kept
+
+
+class _State:
+    """Of this process. Used with the GIL, by the thread that loads definitions."""
+
+    def __init__(self) -> None:
+        # In a worker that is a fresh interpreter: stands for `__main__`'s own dict.
+        self.globals: dict[str, Any] | None = None
+        # By name: what came last, as bytes or a digest, and the object that was made of it.
+        self.received: dict[str, tuple[bytes, Any]] = {}
+        # In a forked child: what the parent's names were bound to.
+        self.inherited: dict[str, Any] | None = None
+        self.forks = False
+        # While values are loaded: those to come, and those that others may refer to already.
+        self.pending: dict[str, Value] = {}
+        self.loading: dict[str, bytes] = {}
+        self.begun: dict[str, Any] = {}
+
+
+_state = _State()
+_MISSING = object()
+_OWN = object()  # in `received`: the worker's own code has bound the name
+
+
+def home() -> dict[str, Any]:
+    """The globals of the functions of `__main__` in this process."""
+    if _state.globals is not None:
+        return _state.globals
+    return sys.modules["__main__"].__dict__
+
+
+def will_fork() -> None:
+    """Before this process forks workers: they are to know what they inherited."""
+    _state.forks = True
+
+
+def forks_workers() -> bool:
+    """True once `will_fork` was called."""
+    return _state.forks
+
+
+def _note_inheritance() -> None:
+    if _state.forks:
+        _state.inherited = dict(home())
+        _state.received.clear()
+
+
+os.register_at_fork(after_in_child=_note_inheritance)
+
+
+def receive(values: dict[str, Value]) -> dict[str, Any]:
+    """Takes over what of `values` is new; returns the dict that holds them."""
+    if _state.globals is None and _state.inherited is None:
+        _state.globals = {"__name__": "__main__"}
+    names = home()
+    if values:
+        outer = _state.pending
+        _state.pending = {**outer, **values}
+        try:
+            for name in values:
+                _take(name, names)
+        finally:
+            _state.pending = outer
+    return names
+
+
+def by_name(name: str, values: dict[str, Value]) -> Any:
+    """What a name of `__main__` is bound to."""
+    names = receive(values)
+    if name not in names:
+        raise pickle.UnpicklingError(f"{name!r} of __main__ was deleted in this worker")
+    return names[name]
+
+
+def begin(name: str, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Makes an object before its state comes, which may refer to it by name."""
+    if name not in _state.begun:  # its class may have needed it
+        _state.begun[name] = make(*args)
+    return _state.begun[name]
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, name: Any) -> Any:
+        names = home()
+        if name == HOME:
+            return names
+        if name in _state.begun:
+            return _state.begun[name]
+        if name in _state.pending:
+            _take(name, names)
+        elif name in _state.loading:
+            # What it is made from needs it in turn, as a class does that holds an instance.
+            _state.begun[name] = _Unpickler(io.BytesIO(_state.loading.pop(name))).load()
+            return _state.begun[name]
+        _, value = _state.received.get(name, (b"", _OWN))
+        if value is not _OWN:
+            return value
+        if name in names:
+            return names[name]
+        raise pickle.UnpicklingError(f"the global {name!r} of __main__ is not there in this worker")
+
+
+def _take(name: str, names: dict[str, Any]) -> None:
+    value = _state.pending.pop(name, None)
+    if value is None:  # another one needed it, and took it
+        return
+    data, identity = value
+    mark = data if len(data) <= _LARGEST_KEPT else hashlib.blake2b(data).digest()
+    last_mark, last = _state.received.get(name, (b"", _MISSING))
+    if last_mark == mark:
+        return
+    present = names.get(name, _MISSING)
+    inherited = _state.inherited
+    if last is _MISSING and inherited is not None and name in inherited:
+        last = inherited[name]
+        if present is last and _is_inherited(name, present, data, identity):
+            _state.received[name] = mark, present
+            return
+    if present is not last:  # the worker's own code has bound it
+        _state.received[name] = mark, _OWN
+        return
+    _state.loading[name] = data
+    try:
+        made = _Unpickler(io.BytesIO(data)).load()
+        made = _state.begun.get(name, made)
+    finally:
+        _state.loading.pop(name, None)
+        _state.begun.pop(name, None)
+    _state.received[name] = mark, made
+    names[name] = made
+
+
+def _is_inherited(name: str, present: Any, data: bytes, identity: int) -> bool:
+    """True if the caller's value still is the one that this process inherited."""
+    if identity:
+        return identity == id(present)
+    from ._pickling import pickle_main_value
+
+    return pickle_main_value(name)[0][0] == data
