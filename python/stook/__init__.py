@@ -35,6 +35,7 @@ from .errors import (
 from .executor import ProcessPoolExecutor
 from .loader import DataLoader
 from .options import MultiprocessingOptions, MultithreadingOptions
+from .pool import Pool
 from .recommend import Recommendation, recommend
 from .shared_memory_array import (
     SharedMemoryArray,
@@ -55,6 +56,7 @@ __all__ = [
     "LoaderStats",
     "MultiprocessingOptions",
     "MultithreadingOptions",
+    "Pool",
     "PoolBroken",
     "ProcessPoolExecutor",
     "Recommendation",

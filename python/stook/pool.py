@@ -1,0 +1,558 @@
+"""`Pool`: the interface of `multiprocessing.Pool` over workers that hand over arrays."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import operator
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, NoReturn
+
+from ._elsewhere import StaysHere
+from ._results import AsyncResult, report
+from ._streams import Feed, IMapFeed, IMapIterator, Job, Pace, as_raised
+from ._task_pool import TaskPool, WorkerHandle
+from .errors import PoolBroken, StookError
+from .options import MultiprocessingOptions, _shown
+
+__all__ = ["Pool"]
+
+# The states and their names are those of multiprocessing.pool.
+_INIT, _RUN, _CLOSE, _TERMINATE = "INIT", "RUN", "CLOSE", "TERMINATE"
+
+# Jobs per worker that a `map` with many chunks has sent at a time.
+_JOBS_AHEAD = 8
+
+# How often `join` looks whether a source that blocks has come to its end.
+_LOOK_SECONDS = 0.05
+
+
+class _Result(AsyncResult):
+    """The result of a call; `_set` is its sink."""
+
+    def _set(self, success: bool, value: Any) -> None:
+        if self._ready:  # a signal handler raised when it was set
+            return
+        if self._callback is None and self._error_callback is None and success:
+            self._value = value
+            self._success = True
+            self._ready = True
+            self._pool = None
+            return
+        if not success:
+            value = as_raised(value)
+            if isinstance(value, PoolTerminated):
+                # Nobody is told of what was given up, as in multiprocessing; and each raises its
+                # own.
+                self._callback = self._error_callback = None
+                value = PoolTerminated(*value.args)
+        try:
+            super()._set(success, value)
+        except BaseException as error:
+            # No Exception. A signal handler's goes on to the program; what a callback raises must
+            # not end the thread that delivers.
+            if threading.current_thread() is threading.main_thread():
+                raise
+            report(error)
+
+
+class PoolTerminated(StookError):  # noqa: N818 (a state, as PoolBroken)
+    """A result was asked for that a pool had not made when it was terminated."""
+
+
+class _MapResult(_Result):
+    """The result of a `map`; its feed puts results in their places."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        callback: Callable[[Any], Any] | None,
+        error_callback: Callable[[BaseException], Any] | None,
+    ) -> None:
+        super().__init__(pool, callback, error_callback)
+
+
+class _MapFeed(Feed):
+    """Sends the items of a `map`."""
+
+    result: _MapResult
+    _error: BaseException | None = None
+    _error_at = 0
+
+    def start(self, result: _MapResult, length: int) -> None:
+        self.result = result
+        self._values: list[Any] = [None] * length
+        self.after_delivery()
+
+    def break_off(self, error: BaseException) -> None:
+        with self.lock:
+            self._source = None
+            self.is_ended = True
+        self.result._set(False, error)
+
+    def receive_errors(
+        self, job: Job, results: list[Any], errors: dict[int, BaseException]
+    ) -> None:
+        first = min(errors)
+        with self.lock:
+            # The first in the order of items, whichever came first.
+            if self._error is None or job.at + first < self._error_at:
+                self._error_at = job.at + first
+                self._error = errors[first]
+        self.receive(job, results)
+
+    def take_in(self, job: Job, results: list[Any], count: int, left: int) -> None:
+        at = job.at
+        end = at + count
+        values = self._values
+        last = left == 0
+        values[at:end] = results
+        self.received += count
+        self._jobs_done += last
+        job.at = end
+        job.left = left
+        job.seen = results
+
+    def after_delivery(self) -> None:
+        # Without a bound everything is sent at the start.
+        if self._source is not None:
+            self.send_more()
+        if self.is_done and not self.result._ready:
+            error = self._error
+            if error is None:
+                self.result._set(True, self._values)
+            else:
+                self.result._set(False, error)
+
+
+class Pool(StaysHere):
+    """Worker processes behind the methods of `multiprocessing.Pool`; arrays are not pickled.
+
+    Results, exceptions, their order and their remote tracebacks are those of the original. What
+    differs (docs/pools.md has the reasons):
+
+    - A worker that is killed costs the calls it was in, whose error is `WorkerDied`, at once; the
+      pool goes on. In the original their results never come.
+    - `imap` and `imap_unordered` draw from their iterable as results are taken, four jobs ahead for
+      each worker, so an endless iterable takes bounded memory. `join()` draws the rest. An iterator
+      that was begun and dropped draws no more.
+    - Any function can be called: lambdas, closures, functions of `__main__` or of a notebook.
+    - After `terminate()`, results that are not there raise a `StookError` instead of never coming.
+    - An error of the initializer is the error of every call; no workers are started for ever.
+    - What a callback raises goes to `threading.excepthook`; the pool works on. Callbacks run in a
+      thread of the pool, or in one that waits for a result of it.
+
+    Args:
+      processes: Worker processes; `None`: as many as this process may use processors.
+      initializer: Called as `initializer(*initargs)` in each worker, before any call.
+      initargs: Its arguments.
+      maxtasksperchild: A worker ends, and a fresh one takes its place, after so many tasks (calls
+        of `apply`, chunks of the others); `None`: never.
+      start_method: "forkserver", "spawn" (the same) or "fork"; `None`: that of `options`.
+      options: What else there is to say about worker processes; its `num_workers` is not looked at.
+
+    Raises:
+      TypeError: An argument is of the wrong type.
+      ValueError: `processes` is less than 1; `maxtasksperchild` is no positive integer.
+      StookError: The initializer or its arguments cannot be sent to the workers.
+      OSError: The system refuses processes, descriptors or memory.
+
+    Example:
+      >>> import numpy as np
+      >>> import stook
+      >>> with stook.Pool(2) as pool:
+      ...     squares = pool.map(lambda n: n * n, range(5))
+      ...     sizes = [array.nbytes for array in pool.imap(np.zeros, [10, 100_000])]
+      >>> squares, sizes
+      ([0, 1, 4, 9, 16], [80, 800000])
+    """
+
+    _state = _INIT
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        *,
+        start_method: str | None = None,
+        options: MultiprocessingOptions | None = None,
+    ) -> None:
+        if processes is None:
+            processes = len(os.sched_getaffinity(0))
+        try:
+            processes = operator.index(processes)
+        except TypeError:
+            raise TypeError(f"processes must be an integer, got {_shown(processes)}") from None
+        if processes < 1:
+            raise ValueError("Number of processes must be at least 1")
+        limit: object = maxtasksperchild
+        if limit is not None and (not isinstance(limit, int) or limit <= 0):
+            raise ValueError(
+                f"maxtasksperchild must be a positive int or None, got {_shown(maxtasksperchild)}"
+            )
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable, got {_shown(initializer)}")
+        if options is not None and not isinstance(options, MultiprocessingOptions):
+            raise TypeError(f"options must be MultiprocessingOptions, got {_shown(options)}")
+        self._processes = processes
+        self._maxtasksperchild = maxtasksperchild
+        self._pid = os.getpid()
+        self._handles: list[WorkerHandle] = []
+        # Of those that draw from an iterable still.
+        self._feeds: set[IMapFeed] = set()
+        self._tasks = TaskPool(
+            processes,
+            options=options,
+            start_method=start_method,
+            initializer=initializer,
+            initargs=tuple(initargs),
+            most_jobs=maxtasksperchild or 0,
+        )
+        self._state = _RUN
+        _open_pools.add(self)
+
+    # ---- calls -----------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Returns `func(*args, **kwds)`, called in a worker."""
+        self._check_running()
+        result = _Result(self)
+        self._submit(result, func, args, kwds, self._tasks._queue.is_pumped)
+        return result.get()
+
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] | None = None,
+        callback: Callable[[Any], Any] | None = None,
+        error_callback: Callable[[BaseException], Any] | None = None,
+    ) -> AsyncResult:
+        """Starts `func(*args, **kwds)` and returns its result to come.
+
+        Callbacks are called one at a time, before `get()` returns.
+        """
+        self._check_running()
+        result = _Result(self, callback, error_callback)
+        self._submit(result, func, args, kwds, True)
+        return result
+
+    def _submit(
+        self,
+        result: _Result,
+        func: Callable[..., Any],
+        args: Iterable[Any],
+        kwds: Mapping[str, Any] | None,
+        background: bool,
+    ) -> None:
+        tasks = self._tasks
+        try:
+            tasks.submit(
+                tasks.function(func),
+                tuple(args),
+                dict(kwds) if kwds else None,
+                sink=result._set,
+                background=background,
+            )
+        except PoolBroken:
+            self._check_running()
+            raise
+        except Exception as error:
+            result._set(False, error)
+
+    def map(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
+        """Returns `[func(item) for item in iterable]`; all are called, then a first error raised.
+
+        Args:
+          func: Called with each item.
+          iterable: The items.
+          chunksize: Items per task; `None`: four tasks for each worker.
+
+        Raises:
+          BaseException: What a call raised, the first in the items' order; its `__cause__` is the
+            traceback in the worker.
+        """
+        values: list[Any] = self._map(func, False, iterable, chunksize, False).get()
+        return values
+
+    def map_async(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[Any], Any] | None = None,
+        error_callback: Callable[[BaseException], Any] | None = None,
+    ) -> AsyncResult:
+        """Starts `map` and returns its result to come."""
+        return self._map(func, False, iterable, chunksize, True, callback, error_callback)
+
+    def starmap(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+    ) -> list[Any]:
+        """As `map`, with each item unpacked: `func(*item)`."""
+        values: list[Any] = self._map(func, True, iterable, chunksize, False).get()
+        return values
+
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[Any], Any] | None = None,
+        error_callback: Callable[[BaseException], Any] | None = None,
+    ) -> AsyncResult:
+        """Starts `starmap` and returns its result to come."""
+        return self._map(func, True, iterable, chunksize, True, callback, error_callback)
+
+    def imap(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1
+    ) -> IMapIterator:
+        """Returns an iterator of `func(item)` in the items' order; see the class for its laziness.
+
+        A list, range, array or other plain container is iterated by whoever takes results; any
+        other iterable by a thread of its own, for it may wait for something that the consumer does
+        later. An error of a call is raised in its place, and the iterator goes on; an error of the
+        iterable comes last.
+
+        Example:
+          >>> import itertools, stook
+          >>> with stook.Pool(2) as pool:
+          ...     squares = pool.imap(lambda n: n * n, itertools.count())
+          ...     [next(squares) for _ in range(4)]
+          [0, 1, 4, 9]
+        """
+        return self._imap(func, iterable, chunksize, True)
+
+    def imap_unordered(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1
+    ) -> IMapIterator:
+        """As `imap`, in the order in which results come."""
+        return self._imap(func, iterable, chunksize, False)
+
+    def _map(
+        self,
+        func: Callable[..., Any],
+        star: bool,
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        background: bool,
+        callback: Callable[[Any], Any] | None = None,
+        error_callback: Callable[[BaseException], Any] | None = None,
+    ) -> _MapResult:
+        self._check_running()
+        tasks = self._tasks
+        result = _MapResult(self, callback, error_callback)
+        try:
+            items: Any = iterable
+            if not isinstance(iterable, (list, tuple, range)):
+                items = list(iterable)
+            function = tasks.function(func)
+        except PoolBroken:
+            raise
+        except Exception as error:
+            if not hasattr(iterable, "__len__"):
+                raise
+            result._set(False, error)
+            return result
+        length = len(items)
+        pace = None
+        jobs_ahead = 0
+        if chunksize is None:
+            chunksize = max(1, -(-length // (4 * self._processes)))
+        elif chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize}")
+        elif self._maxtasksperchild is None:
+            pace = Pace(tasks, chunksize)
+            jobs_ahead = _JOBS_AHEAD
+        feed = _MapFeed(
+            tasks,
+            function,
+            items,
+            chunksize=chunksize,
+            star=star,
+            pace=pace,
+            jobs_ahead=jobs_ahead,
+            # Who delivers and sleeps is not woken by what is submitted for another to wait for.
+            background=background or tasks._queue.is_pumped,
+        )
+        feed.start(result, length)
+        return result
+
+    def _imap(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int, ordered: bool
+    ) -> IMapIterator:
+        self._check_running()
+        if chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize}")
+        tasks = self._tasks
+        feed = IMapFeed(
+            tasks,
+            tasks.function(func),
+            iterable,
+            chunksize=chunksize,
+            pace=Pace(tasks, chunksize) if self._maxtasksperchild is None else None,
+            ordered=ordered,
+            on_done=self._feeds.discard,
+        )
+        if not feed.is_over():
+            self._feeds.add(feed)
+            if feed.is_over():  # meanwhile
+                self._feeds.discard(feed)
+        return IMapIterator(self, feed)
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Takes no more calls; `join()` then waits for those that were made."""
+        self._check_process()
+        if self._state == _RUN:
+            self._state = _CLOSE
+
+    def terminate(self) -> None:
+        """Ends the workers at once, also in the middle of a call.
+
+        Results that are not there then raise a `StookError`.
+        """
+        self._check_process()
+        self._state = _TERMINATE
+        self._end()
+
+    def join(self) -> None:
+        """Waits until the workers have ended; `close()` or `terminate()` comes first.
+
+        After `close()` every call is made, the iterables of `imap` are drawn to their ends, and the
+        workers run the finalizers of `multiprocessing.util`.
+
+        Raises:
+          ValueError: The pool was neither closed nor terminated.
+        """
+        self._check_process()
+        if self._state == _RUN:
+            raise ValueError("Pool is still running")
+        if self._state not in (_CLOSE, _TERMINATE):
+            raise ValueError("In unknown state")
+        if self._state == _TERMINATE:
+            self._end()
+            return
+        tasks = self._tasks
+        feeds = self._feeds
+        for feed in list(feeds):
+            feed.draw_all()
+
+        def all_done() -> bool:
+            return tasks.is_closed or not (feeds or tasks.outstanding)
+
+        while not tasks.wait(all_done, _LOOK_SECONDS if feeds else None):
+            pass
+        self._refresh_handles()
+        tasks.finish()
+
+    def wait(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Blocks until `done()` is true, at most `timeout` seconds; returns `done()`.
+
+        Results of this pool wait by it. The thread that waits may be the one that delivers, and
+        then runs callbacks.
+        """
+        self._check_process()
+        return self._tasks.wait(done, timeout)
+
+    def _end(self) -> None:
+        error = PoolTerminated("the pool was terminated before this result was there")
+        for feed in list(self._feeds):
+            feed.end(error)
+        self._tasks.close(error)
+
+    @property
+    def _pool(self) -> list[WorkerHandle]:
+        """The worker processes, by the name under which programs look for them."""
+        self._refresh_handles()
+        return self._handles
+
+    def _refresh_handles(self) -> None:
+        if self._tasks.is_closed:
+            return
+        known = {handle.pid: handle for handle in self._handles}
+        self._handles = [known.get(now.pid, now) for now in self._tasks.workers()]
+
+    def _repopulate_pool(self) -> None:
+        """Waits until the workers that have ended are replaced."""
+        self._refresh_handles()
+
+    def _check_running(self) -> None:
+        if self._state != _RUN:
+            raise ValueError("Pool not running")
+        if self._tasks.is_closed:
+            self._check_process()
+            broken = PoolBroken("the worker processes of this pool are gone; make another pool")
+            broken.__cause__ = self._tasks._queue.broken
+            raise broken
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise StookError(
+                "this pool belongs to the process that made it, and this is a forked child of it;"
+                " make a pool here"
+            )
+
+    def __enter__(self) -> Pool:
+        self._check_running()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.terminate()
+
+    def __reduce__(self) -> NoReturn:
+        raise NotImplementedError("pool objects cannot be passed between processes or pickled")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        self.__reduce__()
+
+    def __del__(self) -> None:
+        if self._state == _INIT or os.getpid() != self._pid:
+            return
+        if self._state == _RUN:
+            warnings.warn(
+                f"unclosed running multiprocessing pool {self!r}",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+        with contextlib.suppress(Exception):
+            self._end()
+
+    def __repr__(self) -> str:
+        name = f"{type(self).__module__}.{type(self).__qualname__}"
+        return f"<{name} state={self._state} pool_size={getattr(self, '_processes', 0)}>"
+
+
+_open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_pools() -> None:
+    for pool in list(_open_pools):
+        if os.getpid() == pool._pid:
+            pool._state = _TERMINATE
+            pool._end()
