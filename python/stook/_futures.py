@@ -22,7 +22,7 @@ from concurrent.futures import process as _process
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NoReturn
 
-from ._pickling import unpickle_objects
+from ._error_payload import is_undecodable
 from ._task_pool import _CALL, _CHUNK, _STAR, Death, TaskPool
 from .errors import PoolBroken, RemoteError, WorkerDied
 
@@ -37,6 +37,7 @@ _RemoteTraceback: Any = getattr(_process, "_RemoteTraceback", RemoteError)
 # `result()` again and again deliver for themselves, and the pool's thread stays out of their way.
 _GRACE = 0.004
 _LINGER = 12  # graces without any work, then the pool's thread goes to sleep
+_SUBMITS_PER_LOOK = 32  # a thread that only submits delivers, too: half a worker's jobs at hand
 # A thread that sleeps in the pool does not hear of a cancellation; it looks.
 _LOOK = 0.05
 
@@ -46,8 +47,6 @@ _ABRUPT = (
 _UNUSABLE = "A child process terminated abruptly, the process pool is not usable anymore"
 _AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 _AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"
-# In a worker's traceback, of an error that arose before the function was called.
-_UNPICKLING = "in unpickle_objects"
 
 
 class TaskFuture(concurrent.futures.Future):  # type: ignore[type-arg]
@@ -299,6 +298,11 @@ class FuturePool:
             if function is None:
                 return future
         self._send(future, function, (args, kwargs or None), future._settle, _CALL)
+        number = future._number
+        # Not by the pool's thread, which would ask for the GIL all the time: what is there.
+        self._visits = number
+        if not number % _SUBMITS_PER_LOOK:
+            self.tasks.deliver()
         return future
 
     def submit_items(self, fn: Callable[..., Any], items: list[tuple[Any, ...]]) -> TaskFuture:
@@ -386,19 +390,14 @@ class FuturePool:
             return _caused(BrokenProcessPool(self.broken or str(error)), error)
         cause = error.__cause__
         if type(cause) is RemoteError:
-            text = str(cause)
-            lines = text.split("\n", 4)
-            error.__cause__ = _RemoteTraceback(text)
-            if len(lines) > 3 and _UNPICKLING in lines[3]:
-                return _caused(
-                    BrokenProcessPool(
-                        f"the arguments could not be unpickled in the worker: {_shown(error)}"
-                    ),
-                    error,
-                )
-        elif _was_unpickling(error):
+            error.__cause__ = _RemoteTraceback(str(cause))
+        if is_undecodable(error):  # the original's pool breaks; here it is that task alone
+            what = "arguments" if type(cause) is RemoteError else "result"
             return _caused(
-                BrokenProcessPool(f"the result could not be unpickled: {_shown(error)}"), error
+                BrokenProcessPool(
+                    f"the {what} of the task could not be unpickled: {_shown(error)}"
+                ),
+                error,
             )
         return error
 
@@ -410,7 +409,7 @@ class FuturePool:
         if timeout is not None and timeout <= 0:
             tasks.deliver()
             return done()
-        self._visits += 1
+        self._visits -= 1  # submit() counts the other way: it changes, whatever happens
         self._impatient.append(None)
         try:
             while not tasks.wait(done, _LOOK if timeout is None else min(timeout, _LOOK)):
@@ -506,13 +505,20 @@ class FuturePool:
     # ---- the end ---------------------------------------------------------------------------------
 
     def shut_down(self, *, wait: bool, cancel_futures: bool = False, why: str = "") -> None:
-        """What was submitted still runs; nothing more is taken. The pool ends by itself."""
+        """What was submitted still runs; nothing more is taken. The pool ends by itself.
+
+        With `cancel_futures` only what workers have, or are about to take, still runs.
+        """
         if os.getpid() != self._pid:
             return
         self._refuses = self._refuses or why or _AFTER_SHUTDOWN
         if cancel_futures:
-            # From the last: those before are with the workers, or next.
-            for future in sorted(self.futures, key=lambda future: -future._number):
+            waiting = sorted(self.futures, key=lambda future: future._number)
+            running = [future for future in waiting if future.running()]
+            waiting = [future for future in waiting if future not in running]
+            free = max(0, self.tasks.num_workers - len(running))  # or still starting
+            # From the last: what lies behind it would take its place at the workers' hands.
+            for future in reversed(waiting[free:]):
                 future.cancel()
         self._ring()
         if wait and threading.current_thread() is not self.thread:
@@ -540,15 +546,6 @@ def _shown(error: BaseException) -> str:
 def _caused(error: BaseException, cause: BaseException | None) -> BaseException:
     error.__cause__ = cause
     return error
-
-
-def _was_unpickling(error: BaseException) -> bool:
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code is unpickle_objects.__code__:
-            return True
-        trace = trace.tb_next
-    return False
 
 
 # ---- the interpreter's end ---------------------------------------------------------------------

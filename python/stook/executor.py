@@ -227,6 +227,7 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
                     initializer=None if initializer is None else _Initializer(initializer),
                     initargs=self._initargs,
                     most_jobs=self._max_tasks_per_child or 0,
+                    start_on_demand=self._start_method != "fork",
                 )
             return self._pool
 
@@ -263,7 +264,7 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
 
         Args:
           wait: Return when all that has happened, callbacks included, instead of at once.
-          cancel_futures: Cancel what no worker has begun.
+          cancel_futures: Cancel what no worker has begun, or is free to begin right now.
         """
         with self._lock:
             self._is_shut_down = True
@@ -278,8 +279,6 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
         """
         workers = dict(self._processes or {})
         self.shutdown(wait=False, cancel_futures=True)
-        if self._pool is not None:
-            self._pool.breaks = True
         for worker in workers.values():
             worker.terminate()
 
