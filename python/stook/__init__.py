@@ -36,6 +36,7 @@ from .executor import ProcessPoolExecutor
 from .loader import DataLoader
 from .options import MultiprocessingOptions, MultithreadingOptions
 from .pool import Pool
+from .pure import PureAsyncFunction, PureFunction, pure
 from .recommend import Recommendation, recommend
 from .shared_memory_array import (
     SharedMemoryArray,
@@ -45,6 +46,11 @@ from .shared_memory_array import (
     unlink_shared,
 )
 from .stats import LoaderStats, WorkerMemory
+from .subprocess_iterator import (
+    SubprocessIterable,
+    SubprocessIterator,
+    iterate_in_subprocess,
+)
 from .threads import ThreadPool
 from .worker_info import WorkerInfo, worker_info
 
@@ -59,12 +65,16 @@ __all__ = [
     "Pool",
     "PoolBroken",
     "ProcessPoolExecutor",
+    "PureAsyncFunction",
+    "PureFunction",
     "Recommendation",
     "RemoteError",
     "SharedMemoryArray",
     "SharedMemoryArrayMetadata",
     "SharedMemoryExhausted",
     "StookError",
+    "SubprocessIterable",
+    "SubprocessIterator",
     "ThreadPool",
     "WorkerDied",
     "WorkerInfo",
@@ -73,7 +83,9 @@ __all__ = [
     "copy_to_shared",
     "io",
     "is_shared",
+    "iterate_in_subprocess",
     "open_from_shared",
+    "pure",
     "recommend",
     "rng",
     "unlink_shared",

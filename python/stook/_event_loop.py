@@ -1,0 +1,228 @@
+"""Calls of an event loop that run in a pool: each is a future of the loop, settled by the loop.
+
+No thread helps. While a loop has calls outstanding it watches the pool's descriptor, delivers what
+is there, and arms the descriptor again. Other threads may wait for calls of the same pool, and then
+deliver the loop's as well; whoever stops delivering tells the loop, which takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ._task_pool import Function, TaskPool
+
+__all__ = ["LoopLink", "PureCoroutine", "PureFuture"]
+
+_get_running_loop = asyncio._get_running_loop
+
+# Calls between two looks at what has come while a loop makes one call after the other, as a
+# comprehension in asyncio.gather() does: without them the workers would run out of jobs.
+_CALLS_PER_LOOK = 32
+# A loop that has far more calls outstanding than the workers have at hand looks once in so many
+# seconds, rather than being woken for each result. It is what asyncio's selectors can measure.
+_PAUSE = 0.001
+
+
+class PureFuture(asyncio.Future[Any]):
+    """The result to come of one call.
+
+    It is its task's sink, too: any thread may call it, only the loop's settles it.
+    """
+
+    __slots__ = ("_link", "_number")
+
+    _link: LoopLink | None  # None once it is settled or cancelled; the loop's thread writes it
+    _number: int
+
+    def __call__(self, ok: bool, value: Any) -> None:
+        link = self._link
+        if link is None:
+            return
+        if _get_running_loop() is not link.loop:
+            link.post(self, ok, value)
+            return
+        self._link = None
+        link.outstanding -= 1
+        if ok:
+            self.set_result(value)
+        else:
+            _fail(self, value)
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancels it; the call itself, too, if no worker has begun it."""
+        if not super().cancel(msg):
+            return False
+        link, self._link = self._link, None
+        if link is not None:
+            link.forget(self._number)
+        return True
+
+
+class PureCoroutine(PureFuture):
+    """The same of an `async def`: a coroutine, too, for `create_task`, `TaskGroup`, `asyncio.run`.
+
+    As of every coroutine, `asyncio.wait` takes a task of it only.
+    """
+
+    __slots__ = ("_steps",)
+
+    _steps: Iterator[Any]
+
+    def send(self, value: None) -> Any:
+        try:
+            steps = self._steps
+        except AttributeError:
+            steps = self._steps = iter(self.__await__())
+        return next(steps)
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            steps: Any = self._steps
+        except AttributeError:
+            steps = self._steps = iter(self.__await__())
+        return steps.throw(*error)
+
+    def close(self) -> None:
+        """Nothing to do: what is not awaited runs all the same."""
+
+
+def _fail(future: PureFuture, error: BaseException) -> None:
+    try:
+        future.set_exception(error)
+    except TypeError:  # StopIteration, which asyncio refuses for what it does to generators
+        wrapped = RuntimeError(f"the call raised {type(error).__name__}")
+        wrapped.__cause__ = error
+        future.set_exception(wrapped)
+
+
+class LoopLink:
+    """One event loop's calls in one pool. All but `post` and `release` is the loop's thread's."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, pool: TaskPool) -> None:
+        self.loop = loop
+        self.pool = pool
+        self.outstanding = 0  # futures that are not settled
+        self._calls = 0
+        self._descriptor = -1  # watched while calls are outstanding
+        self._is_scheduled = False  # a call of _look is on its way; any thread sets it
+        self._is_looking = False
+        self._last_look = 0.0
+
+    def call(
+        self,
+        kind: type[PureFuture],
+        function: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> PureFuture:
+        future = kind(loop=self.loop)
+        future._link = self
+        number = self.pool.submit(function, args, kwargs, sink=future, background=False)
+        future._number = number
+        self.outstanding += 1
+        if self._descriptor < 0:
+            self._watch()
+        self._calls += 1
+        if self._calls % _CALLS_PER_LOOK == 0:
+            self._is_looking = True
+            try:
+                self.pool.deliver()
+            finally:
+                self._is_looking = False
+        return future
+
+    # ---- from any thread -------------------------------------------------------------------------
+
+    def post(self, future: PureFuture, ok: bool, value: Any) -> None:
+        """Has the loop settle a future that another thread delivers."""
+        try:
+            self.loop.call_soon_threadsafe(self._settle, future, ok, value)
+        except RuntimeError:  # the loop is closed: nobody awaits it
+            self._stop_watching()
+
+    def release(self) -> None:
+        """Hears that a thread has delivered, or stops delivering (see TaskPool._waiting).
+
+        Only the first of those who wait is told the latter, and that is a loop: it passes it on.
+        """
+        waiting = self.pool._waiting
+        for told in list(waiting):
+            if isinstance(told, LoopLink):
+                told._schedule()
+            else:
+                with contextlib.suppress(RuntimeError):  # told already
+                    told.release()
+
+    def _schedule(self) -> None:
+        if self._is_scheduled or (self._is_looking and _get_running_loop() is self.loop):
+            return
+        self._is_scheduled = True
+        try:
+            self.loop.call_soon_threadsafe(self._look)
+        except RuntimeError:  # the loop is closed, with calls outstanding
+            self._stop_watching()
+
+    # ---- in the loop -----------------------------------------------------------------------------
+
+    def forget(self, number: int) -> None:
+        """A future was cancelled: so is its task, unless it has begun."""
+        self.outstanding -= 1
+        if not self.pool.is_closed:
+            self.pool.cancel(number)
+        if self.outstanding == 0:
+            self._stop_watching()
+
+    def _settle(self, future: PureFuture, ok: bool, value: Any) -> None:
+        future(ok, value)
+        if self.outstanding == 0:
+            self._stop_watching()
+
+    def _watch(self) -> None:
+        # A descriptor of its own: the pool may be closed, and its number go to something else.
+        self._descriptor = os.dup(self.pool.fileno())
+        self.loop.add_reader(self._descriptor, self._look)
+        self.pool._waiting.insert(0, self)
+        self._last_look = time.monotonic()
+        self._is_scheduled = True
+        self.loop.call_soon(self._look)
+
+    def _stop_watching(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0:
+            return
+        with contextlib.suppress(ValueError):
+            self.pool._waiting.remove(self)
+        if not self.loop.is_closed():
+            self.loop.remove_reader(descriptor)
+        os.close(descriptor)
+        # Threads that wait counted on whoever is in the list.
+        if self.pool._waiting:
+            self.release()
+
+    def _look(self) -> None:
+        """Delivers what is there, and sees to it that the loop hears of what comes."""
+        self._is_scheduled = False
+        if self._descriptor < 0:
+            return
+        self._is_looking = True
+        try:
+            self.pool.deliver()
+        finally:
+            self._is_looking = False
+        if self.outstanding == 0:
+            self._stop_watching()
+            return
+        if self.pool._queue.is_pumped:
+            return  # by a thread, which tells this loop when it stops
+        if not self.pool.arm():
+            self._is_scheduled = True
+            self.loop.call_soon(self._look)
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            os.close(self._descriptor)
