@@ -22,7 +22,8 @@ from typing import Any
 
 __all__ = ["HOME", "Value", "begin", "by_name", "forks_workers", "home", "receive", "will_fork"]
 
-# What a value is pickled to, and which object of the caller's it is, if that tells (else 0).
+# What a value is pickled to, and which object of the caller's it is, if that tells (else 0). No
+# bytes: it cannot be pickled, and only who inherited that object has it.
 Value = tuple[bytes, int]
 
 # The persistent id of the dict of globals itself; other persistent ids are names in it.
@@ -136,7 +137,10 @@ def _take(name: str, names: dict[str, Any]) -> None:
     if value is None:  # another one needed it, and took it
         return
     data, identity = value
-    mark = data if len(data) <= _LARGEST_KEPT else hashlib.blake2b(data).digest()
+    if not data:
+        mark = b"object %d" % identity
+    else:
+        mark = data if len(data) <= _LARGEST_KEPT else hashlib.blake2b(data).digest()
     last_mark, last = _state.received.get(name, (b"", _MISSING))
     if last_mark == mark:
         return
@@ -150,6 +154,10 @@ def _take(name: str, names: dict[str, Any]) -> None:
     if present is not last:  # the worker's own code has bound it
         _state.received[name] = mark, _OWN
         return
+    if not data:
+        raise pickle.UnpicklingError(
+            f"the global {name!r} of __main__ cannot be pickled, and this worker did not inherit it"
+        )
     _state.loading[name] = data
     try:
         made = _Unpickler(io.BytesIO(data)).load()
@@ -165,6 +173,6 @@ def _is_inherited(name: str, present: Any, data: bytes, identity: int) -> bool:
     """True if the caller's value still is the one that this process inherited."""
     if identity:
         return identity == id(present)
-    from ._pickling import pickle_main_value
+    from ._main_values import pickle_main_value
 
     return pickle_main_value(name)[0][0] == data

@@ -369,6 +369,43 @@ pool.close()
     run_python(PROLOGUE + code).check()
 
 
+def test_forked_workers_use_what_cannot_be_sent(run_python: RunPython) -> None:
+    code = """
+import multiprocessing, threading
+METHOD = "fork"
+lock = multiprocessing.get_context("fork").Lock()
+local = threading.local()
+local.value = 7
+
+def work():
+    with lock:
+        return local.value
+
+def replace():
+    global local
+    local = None
+
+pool = pool_of_one()
+assert ask(pool, work) == 7 and ask(pool, lambda: lock.acquire(False))
+assert not lock.acquire(False)  # it is the same lock
+lock.release()
+other = pool_of_one()
+lock = multiprocessing.get_context("fork").Lock()
+try:
+    ask(pool, work)
+except Exception as error:
+    assert "'lock' of __main__ cannot be pickled" in str(error), error
+else:
+    raise AssertionError
+ask(other, replace)
+local = threading.local()
+assert ask(other, lambda: local) is None
+for each in (pool, other):
+    each.close()
+"""
+    run_python(PROLOGUE + code).check()
+
+
 def test_what_cannot_be_sent_is_named(run_python: RunPython) -> None:
     code = """
 import threading, stook
