@@ -11,19 +11,17 @@ for each setting; what is compared is what was measured in the same round. See b
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peers import PEERS
-from report import HERE, ROOT, Run, conditions_table, last_json, spread, table, write
+from report import HERE, ROOT, Run, conditions_table, last_json, run_group, spread, table, write
 from works import PHOTOS, WORKS
 
 LIMIT = "limit"
@@ -117,27 +115,6 @@ def find_limit(given: Path | None) -> Path | None:
         return given
     built = [path for path in ROOT.glob("build/release/**/bench_limit") if os.access(path, os.X_OK)]
     return built[0] if built else None
-
-
-def run_group(command: list[str], timeout: float) -> tuple[int, str, str]:
-    """Runs a command in a process group of its own, which is ended with it."""
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=timeout)
-            status = process.returncode
-        except subprocess.TimeoutExpired:
-            out, err, status = "", f"not done within {timeout:.0f} s", -1
-        # What a peer left running would disturb those that follow.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return status, out, err
 
 
 def command_for(

@@ -5,7 +5,7 @@
     python benchmarks/python/pools.py --quick                          # does it work at all?
 
 Each measurement is a process of its own (pools_one.py). A round runs every way of every row once;
-what is compared is what was measured in the same round. With --output the results are written
+what is compared is what was measured in the same round. With --out the results are written
 after every row of every round, so that a run that is ended early leaves them. See
 benchmarks/README.md.
 """
@@ -18,7 +18,6 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 
 from peers import NotComparable
 from pools_rows import ROWS, STEPS, TITLES, Claim, loky, steps_of_burn
-from report import HERE, Run, conditions_table, last_json, spread, table, write
+from report import HERE, Run, conditions_table, last_json, run_group, spread, table, write
 
 FAILURE_LINES = 20  # of what a failed measurement printed
 
@@ -47,28 +46,6 @@ class Results:
         mine = self.times.get((row, "stook"), [])
         theirs = self.times.get((row, way), [])
         return [t / m for t, m in zip(theirs, mine, strict=False) if t == t and m == m]
-
-
-def run_group(command: list[str], timeout: float) -> tuple[int, str, str]:
-    """Runs a command in a process group of its own, which ends with it and with this program."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=timeout)
-        return process.returncode, out, err
-    except subprocess.TimeoutExpired:
-        return -1, "", f"not done within {timeout:.0f} s"
-    finally:
-        # What a peer left running would disturb those that follow.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def measure(results: Results, row: str, way: str, args: argparse.Namespace) -> None:
@@ -102,9 +79,9 @@ def run_all(args: argparse.Namespace, results: Results, run: Run) -> None:
             turn = round_ % max(1, len(ways))
             for way in ways[turn:] + ways[:turn]:
                 measure(results, row, way, args)
-            if args.output is not None:
+            if args.out is not None:
                 conditions = {**conditions_of(run), "state": f"{progress} is done, the rest is not"}
-                save(args.output, results, conditions, args)
+                save(args.out, results, conditions, args)
 
 
 def wanted(claim: Claim, row: str) -> str:
@@ -214,7 +191,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
             help=",".join(allowed),
         )
     parser.add_argument("--quick", action="store_true", help="one round of a tenth of a second")
-    parser.add_argument("--output", type=Path, help="write OUTPUT.md and OUTPUT.json")
+    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
     args = parser.parse_args(argv)
     if args.quick:
         args.rounds, args.seconds = 1, 0.1
@@ -246,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     conditions = conditions_of(run)
     if ended_early:
         conditions["state"] = "ended early: not all rounds are complete"
-    write(args.output, markdown(results, conditions, args), as_data(results, conditions))
+    write(args.out, markdown(results, conditions, args), as_data(results, conditions))
     if ended_early:
         sys.exit("pools: ended early; what is above was measured until then")
     if results.failed:

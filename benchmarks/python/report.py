@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -35,6 +37,28 @@ def first_line_with(path: str, start: str) -> str:
         return "unknown"
     found = (line.partition(":")[2].strip() for line in lines if line.startswith(start))
     return next(found, "unknown")
+
+
+def run_group(command: list[str], timeout: float) -> tuple[int, str, str]:
+    """Runs a command in a process group of its own, which ends with it and with this program."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+        return process.returncode, out, err
+    except subprocess.TimeoutExpired:
+        return -1, "", f"not done within {timeout:.0f} s"
+    finally:
+        # What a peer left running would disturb those that follow, and so after Ctrl-C.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def version_of(package: str) -> str:

@@ -12,6 +12,7 @@ import sys
 
 import compare
 import memory
+import pools
 import segments
 import start
 import syscalls
@@ -19,6 +20,7 @@ from report import RESULTS
 
 SCRIPTS = {
     "compare": (compare.main, ["--quick"]),
+    "pools": (pools.main, ["--quick"]),
     "segments": (segments.main, ["--rounds", "1", "--seconds", "0.05"]),
     "start": (start.main, ["--rounds", "1"]),
     "memory": (memory.main, ["--elements", "500"]),
