@@ -39,8 +39,8 @@ def register(*, make_default: bool = False) -> None:
     they take with "loky" (`n_jobs`, `inner_max_num_threads`):
 
     - `initializer`, `initargs`: called in each worker before its first task.
-    - `options`: a `stook.MultiprocessingOptions`; its `num_workers` and `threads_per_worker` are not
-      looked at.
+    - `options`: a `stook.MultiprocessingOptions`; its `num_workers` and `threads_per_worker` are
+      not looked at.
 
     Args:
       make_default: Use it also where no backend is asked for.
