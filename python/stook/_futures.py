@@ -290,13 +290,13 @@ class FuturePool:
         """Raises only if the pool takes nothing more; all else is the future's error."""
         if self._refuses or self.broken or not self._is_awake:
             self._get_ready()
-        future = TaskFuture(self)
         try:
             function = self._functions[fn]
         except (KeyError, TypeError):  # TypeError: not hashable
-            function = self._define(fn, future)
-            if function is None:
-                return future
+            function = self._define(fn)
+            if isinstance(function, _Unsendable):
+                return self.submit(type, (function,), {})
+        future = TaskFuture(self)
         self._send(future, function, (args, kwargs or None), future._settle, _CALL)
         number = future._number
         # Not by the pool's thread, which would ask for the GIL all the time: what is there.
@@ -308,10 +308,11 @@ class FuturePool:
     def submit_items(self, fn: Callable[..., Any], items: list[tuple[Any, ...]]) -> TaskFuture:
         """The same for `fn(*item)` with each item, in one worker."""
         self._get_ready()
+        function = self._define(fn)
+        if isinstance(function, _Unsendable):
+            return self.submit(type, (function,), {})
         future = ItemsFuture(self, len(items))
-        function = self._define(fn, future)
-        if function is not None:
-            self._send(future, function, items, future._settle_part, _CHUNK + _STAR)
+        self._send(future, function, items, future._settle_part, _CHUNK + _STAR)
         return future
 
     def _send(self, future: TaskFuture, function: Any, payload: Any, sink: Any, kind: int) -> None:
@@ -325,8 +326,8 @@ class FuturePool:
             self.futures.discard(future)
             raise
 
-    def _define(self, fn: Callable[..., Any], future: TaskFuture) -> Any:
-        """The function as the workers know it, or `None`: it cannot be sent, which is settled."""
+    def _define(self, fn: Callable[..., Any]) -> Any:
+        """The function as the workers know it, or why it cannot be sent."""
         try:
             return self.tasks.function(fn)
         except PoolBroken:
@@ -336,8 +337,7 @@ class FuturePool:
         except BaseException as error:
             if self.tasks._forked:
                 raise
-            future._settle(False, error)
-        return None
+            return _Unsendable(error)
 
     def _get_ready(self) -> None:
         if not self._is_awake:
@@ -534,6 +534,19 @@ class FuturePool:
                 self.broken = self.broken or why
             self.tasks.close(BrokenProcessPool(why))
         self._ring()
+
+
+class _Unsendable:
+    """An argument in the place of a function that cannot be pickled: it cannot, either.
+
+    So its error comes the way of all errors, after the submit, and asks for workers as other tasks.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> NoReturn:
+        raise self._error
 
 
 def _shown(error: BaseException) -> str:
