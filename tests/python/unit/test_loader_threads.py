@@ -22,6 +22,12 @@ from leftovers import wait_until
 DEADLINE = 60
 
 
+@pytest.fixture(autouse=True)
+def no_waking_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wake-up that does not come must not be made up for within a second."""
+    monkeypatch.setattr("stook._threads_loader.LONGEST_SLEEP", 1000.0)
+
+
 def loader(source: Any, *arguments: Any, threads: int = 3, **settings: Any) -> stook.DataLoader:
     """A loader with so many threads."""
     options = stook.MultithreadingOptions(threads)

@@ -29,6 +29,12 @@ def pool() -> Iterator[stook.ThreadPool]:
     pool.join()
 
 
+@pytest.fixture(autouse=True)
+def no_waking_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wake-up that does not come must not be made up for within a second."""
+    monkeypatch.setattr("stook.threads.LONGEST_SLEEP", 1000.0)
+
+
 class Gate:
     """A function that blocks until it is opened, and tells how many are in it."""
 
@@ -97,6 +103,20 @@ def test_calls_run_in_so_many_threads_at_once(pool: stook.ThreadPool) -> None:
     assert result.get(DEADLINE) == list(range(5))
     assert result.ready()
     assert result.successful()
+
+
+def test_ordered_results_wait_for_their_turn(pool: stook.ThreadPool) -> None:
+    others = threading.Semaphore(0)
+
+    def call(value: int) -> int:
+        if value == 0:  # is done last
+            for _ in range(2):
+                assert others.acquire(timeout=DEADLINE)
+        else:
+            others.release()
+        return value
+
+    assert list(pool.imap(call, range(3))) == [0, 1, 2]
 
 
 def test_unordered_results_come_as_they_are_done(pool: stook.ThreadPool) -> None:
