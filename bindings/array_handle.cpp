@@ -184,14 +184,13 @@ PyObject* reduce_array(PyObject* self, PyObject*) {
 }
 
 PyObject* attach_array(const char* name, PyArray_Descr* dtype, int dimensions,
-                       const npy_intp* shape, const npy_intp* strides, std::uint64_t offset,
-                       bool unlink_on_del) {
+                       const npy_intp* shape, const npy_intp* strides, std::uint64_t offset) {
   OwnedRef owner(reinterpret_cast<PyObject*>(dtype));
   if (!check_dtype(dtype)) return nullptr;
   try {
     const OwnedRef base(attach_segment_object(name));
     if (!base) return nullptr;
-    shm::Segment* segment = segment_in(base.get());
+    const shm::Segment* segment = segment_in(base.get());
     Span span;
     const bool positive =
         std::all_of(shape, shape + dimensions, [](npy_intp length) { return length >= 0; });
@@ -204,7 +203,6 @@ PyObject* attach_array(const char* name, PyArray_Descr* dtype, int dimensions,
                    static_cast<unsigned long long>(segment->size()), name);
       return nullptr;
     }
-    if (unlink_on_del) segment->unlink_on_release();
     return make_array(base.get(), reinterpret_cast<PyArray_Descr*>(owner.release()), dimensions,
                       shape, strides, offset);
   } catch (const shm::Error& error) {
@@ -256,8 +254,7 @@ PyObject* attach_described(PyObject* name, PyObject* given_shape, PyObject* give
       return nullptr;
     }
     return attach_array(text, reinterpret_cast<PyArray_Descr*>(owner.release()),
-                        static_cast<int>(shape.size()), shape.data(), strides.data(), offset,
-                        false);
+                        static_cast<int>(shape.size()), shape.data(), strides.data(), offset);
   } catch (const std::bad_alloc&) {
     return PyErr_NoMemory();
   }

@@ -23,8 +23,7 @@ bool count_bytes(const std::vector<npy_intp>& shape, PyArray_Descr* dtype, std::
 // Attaches the segment `name` and makes an array over it. Steals `dtype`. What does not lie within
 // the segment is a ValueError.
 PyObject* attach_array(const char* name, PyArray_Descr* dtype, int dimensions,
-                       const npy_intp* shape, const npy_intp* strides, std::uint64_t offset,
-                       bool unlink_on_del);
+                       const npy_intp* shape, const npy_intp* strides, std::uint64_t offset);
 
 // Members of the type: `metadata`, `__reduce__`, `from_metadata`.
 PyObject* get_metadata(PyObject* array, void*);

@@ -46,7 +46,9 @@ void BatchDraft::clear() {
   made_.clear();
   results_.clear();
   count_ = array_bytes_ = 0;
-  moved_leaves_ = copied_leaves_ = segments_ = 0;
+  moved_leaves_ = copied_leaves_ = 0;
+  sent_ = {};
+  names_.clear();
 }
 
 void BatchDraft::append(const void* bytes, std::size_t size) {
@@ -54,21 +56,25 @@ void BatchDraft::append(const void* bytes, std::size_t size) {
   payload_.insert(payload_.end(), begin, begin + size);
 }
 
-void BatchDraft::add(OwnedRef result, const Encoder& encoder) {
+void BatchDraft::add(OwnedRef result, Encoder& encoder) {
   ItemHeader header{};
   header.bytes = encoder.payload().size();
   header.moved = static_cast<std::uint32_t>(encoder.moved_blocks().size());
   header.made = static_cast<std::uint32_t>(encoder.made_blocks().size());
   append(&header, sizeof header);
   append(encoder.payload().data(), encoder.payload().size());
-  segments_ = encoder.transferred();
-  if (segments_ == 0) payload_.resize((payload_.size() + 7) / 8 * 8);
+  payload_.resize((payload_.size() + 7) / 8 * 8);
+  // Each result has its names at its own end; the manager wants all of them at the payload's.
+  const std::size_t names = encoder.transferred() * sizeof(workers::SegmentName);
+  names_.insert(names_.end(), encoder.payload().end() - static_cast<std::ptrdiff_t>(names),
+                encoder.payload().end());
+  sent_.append(encoder.take_sent());
   moved_.insert(moved_.end(), encoder.moved_blocks().begin(), encoder.moved_blocks().end());
   made_.insert(made_.end(), encoder.made_blocks().begin(), encoder.made_blocks().end());
   array_bytes_ += encoder.array_bytes();
   moved_leaves_ += encoder.moved();
   copied_leaves_ += encoder.copied();
-  if (header.moved != 0 || segments_ != 0) results_.push_back(std::move(result));
+  if (header.moved != 0 && result) results_.push_back(std::move(result));
   ++count_;
 }
 
@@ -84,6 +90,7 @@ void BatchDraft::add_error(const std::string& payload) {
 
 void BatchDraft::fill(workers::ResultDraft& draft) {
   const std::uint64_t moved = moved_.size();
+  append(names_.data(), names_.size());
   std::memcpy(payload_.data(), &count_, sizeof count_);
   std::memcpy(payload_.data() + sizeof count_, &moved, sizeof moved);
   draft.kind = workers::ResultKind::kElement;
@@ -93,7 +100,7 @@ void BatchDraft::fill(workers::ResultDraft& draft) {
   draft.array_bytes = array_bytes_;
   draft.moved = moved_leaves_;
   draft.copied = copied_leaves_;
-  draft.segments = segments_;
+  draft.segments = static_cast<std::uint32_t>(sent_.transferred.size());
 }
 
 OwnedRef call_with_pair(PyObject* function, OwnedRef pair) {

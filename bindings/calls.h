@@ -50,15 +50,15 @@ class FunctionTable {
 class BatchDraft {
  public:
   void clear();
-  // A result, as `encoder` has just encoded it; it is kept, for its arrays hold what was moved.
-  void add(OwnedRef result, const Encoder& encoder);
+  // A result, as `encoder` has just encoded it; it is kept, for its arrays hold what was moved. Or
+  // nothing, if the encoder has let go of it.
+  void add(OwnedRef result, Encoder& encoder);
   void add_error(const std::string& payload);
-  // Nothing may follow the last result: names of segments have to be at the payload's end.
-  bool must_end() const noexcept { return segments_ != 0; }
   std::uint64_t array_bytes() const noexcept { return array_bytes_; }
   std::span<const workers::BlockRef> made_blocks() const noexcept { return made_; }
-  // Spans of the draft are valid until clear().
+  // Spans of the draft are valid until clear(). Nothing may be added after this.
   void fill(workers::ResultDraft& draft);
+  SentSegments& sent() noexcept { return sent_; }
 
  private:
   void append(const void* bytes, std::size_t size);
@@ -71,7 +71,8 @@ class BatchDraft {
   std::uint64_t array_bytes_ = 0;
   std::uint32_t moved_leaves_ = 0;
   std::uint32_t copied_leaves_ = 0;
-  std::uint32_t segments_ = 0;
+  SentSegments sent_;
+  std::vector<std::byte> names_;  // of the segments that go with any of them
 };
 
 // function(*args, **kwargs) of a pair (args, kwargs or None), which is dropped before the result is

@@ -2,7 +2,11 @@
 
 #include "bindings/array_handle.h"
 #include "bindings/array_layout.h"
+#include "bindings/errors.h"
 #include "bindings/lease.h"
+#include "bindings/segment_object.h"
+#include "shm/error.h"
+#include "shm/segment.h"
 
 namespace stook::bindings {
 
@@ -32,6 +36,7 @@ class Decoder::Reading {
   }
 
   PyObject* element() {
+    if (!take_over_segments()) return nullptr;
     if (reader_.get<std::uint8_t>() != 0 && !read_pickle()) return nullptr;
     PyObject* result = tree(0);
     if (result != nullptr && !reader_.ok()) {
@@ -343,13 +348,12 @@ class Decoder::Reading {
     npy_intp strides[NPY_MAXDIMS];
     if (!shape(dimensions, lengths) || !read_strides(dimensions, strides)) return malformed();
     const auto offset = reader_.get<std::uint64_t>();
-    const bool transferred = reader_.get<std::uint8_t>() != 0;
     const auto length = reader_.get<std::uint64_t>();
     const std::byte* text = reader_.take(length);
     if (text == nullptr) return malformed();
     const std::string name(reinterpret_cast<const char*>(text), length);
     OwnedRef array(attach_array(name.c_str(), reinterpret_cast<PyArray_Descr*>(owner.release()),
-                                dimensions, lengths, strides, offset, transferred));
+                                dimensions, lengths, strides, offset));
     if (!array) return nullptr;
     remember_ = remember;
     note(array.get());
@@ -362,6 +366,40 @@ class Decoder::Reading {
     if (at == nullptr) return false;
     std::memcpy(strides, at, bytes);
     return true;
+  }
+
+  // What goes with the element is this process's from here on, also if the element cannot be made.
+  bool take_over_segments() {
+    const auto count = reader_.get<std::uint32_t>();
+    if (count == 0) return reader_.ok() || malformed() != nullptr;
+    const std::byte* at = reader_.take_last(count * std::uint64_t{sizeof(workers::SegmentName)});
+    if (at == nullptr) return malformed() != nullptr;
+    bool failed = false;
+    for (std::uint32_t i = 0; i < count; ++i, at += sizeof(workers::SegmentName)) {
+      workers::SegmentName name;
+      std::memcpy(&name, at, sizeof name);
+      name.text[sizeof name.text - 1] = '\0';
+      if (!failed && take_over(name.text)) continue;
+      failed = true;
+      try {
+        shm::unlink_segment(name.text);
+      } catch (const std::exception&) {
+        // Swept with its owner, once that has ended.
+      }
+    }
+    return !failed;
+  }
+
+  bool take_over(const char* name) {
+    segments_.emplace_back(attach_segment_object(name));
+    if (!segments_.back()) return false;
+    try {
+      segment_in(segments_.back().get())->unlink_on_release();
+      return true;
+    } catch (const shm::Error& error) {
+      set_python_error(error);
+      return false;
+    }
   }
 
   bool read_pickle() {
@@ -407,7 +445,8 @@ class Decoder::Reading {
   const std::byte* memory_;
   const std::vector<Source>& blocks_;
   OwnedRef pickled_;
-  std::vector<PyObject*> memo_;  // owned
+  std::vector<OwnedRef> segments_;  // that came with the element
+  std::vector<PyObject*> memo_;     // owned
   bool remember_ = false;
 };
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
+#include <utility>
 
 #include "bindings/array_layout.h"
 #include "bindings/numpy_allocator.h"
@@ -43,12 +45,7 @@ void Encoder::reset() {
   moved_blocks_.clear();
   made_blocks_.clear();
   copies_.clear();
-  transferred_.clear();
-  if (!segment_uses_.empty()) {
-    segment_uses_.clear();
-    segment_references_.clear();
-  }
-  parent_unique_ = true;
+  moved_arrays_.clear();
   if (!memo_.empty()) memo_.clear();
   wanted_dtypes_.clear();
   array_bytes_ = 0;
@@ -67,11 +64,14 @@ void Encoder::drop_pickle() {
 
 EncodeResult Encoder::encode(PyObject* root, bool may_move) {
   may_move_ = may_move;
+  sent_ = {};
+  const ToldNames telling(sent_.others);
   // Only between elements: an element may have more dtypes than are kept.
   if (dtypes_.size() >= kMaxDtypes) dtypes_.clear();
   bool pickled = false;
   for (;;) {
     reset();
+    writer_.put(std::uint32_t{0});  // names
     write_pickle_section();
     const Walk outcome = whole_ ? write_pickled(root) : walk(root, is_uniquely_referenced(root), 0);
     if (outcome == Walk::kDone && wanted_dtypes_.empty()) break;
@@ -86,18 +86,14 @@ EncodeResult Encoder::encode(PyObject* root, bool may_move) {
     }
     if (!prepared) {
       drop_pickle();
+      sent_ = {};
       return EncodeResult::kPythonError;
     }
-  }
-  transfer_segments();
-  for (const shm::Segment* segment : transferred_) {
-    workers::SegmentName name{};
-    segment->name().copy(name.text, sizeof name.text - 1);
-    writer_.put(name);
   }
   const EncodeResult result = copy_leaves();
   copies_.clear();
   drop_pickle();
+  if (result != EncodeResult::kDone) sent_ = {};
   return result;
 }
 
@@ -166,10 +162,8 @@ Encoder::Walk Encoder::walk(PyObject* object, bool unique, int depth) {
     PyObject* key = nullptr;
     PyObject* value = nullptr;
     while (PyDict_Next(object, &position, &key, &value) != 0) {
-      parent_unique_ = false;
       Walk outcome = walk(key, false, depth + 1);
       if (outcome != Walk::kDone) return outcome;
-      parent_unique_ = unique;
       outcome = walk(value, unique && is_uniquely_referenced(value), depth + 1);
       if (outcome != Walk::kDone) return outcome;
     }
@@ -181,7 +175,6 @@ Encoder::Walk Encoder::walk(PyObject* object, bool unique, int depth) {
   for (Py_ssize_t i = 0; i < length; ++i) {
     PyObject* item =
         type == &PyTuple_Type ? PyTuple_GET_ITEM(object, i) : PyList_GET_ITEM(object, i);
-    parent_unique_ = unique;
     const Walk outcome = walk(item, unique && is_uniquely_referenced(item), depth + 1);
     if (outcome != Walk::kDone) return outcome;
   }
@@ -326,7 +319,6 @@ Encoder::Walk Encoder::walk_segment_array(PyArrayObject* array) {
   shm::Segment* segment = segment_of(array);
   if (segment == nullptr) return Walk::kPythonError;
   note_name_is_known(array);
-  SegmentUse& use = count_segment_use(array, segment);
   auto* object = reinterpret_cast<PyObject*>(array);
   if (memoize(object, is_uniquely_referenced(object))) return Walk::kDone;
   array_bytes_ += static_cast<std::uint64_t>(PyArray_NBYTES(array));
@@ -338,47 +330,35 @@ Encoder::Walk Encoder::walk_segment_array(PyArrayObject* array) {
   write_strides(array);
   writer_.put(
       static_cast<std::uint64_t>(PyArray_BYTES(array) - reinterpret_cast<char*>(segment->data())));
-  const std::size_t at = writer_.skip(sizeof(std::uint8_t));
-  if (use.patch_at == 0) use.patch_at = at;
   writer_.put(static_cast<std::uint64_t>(segment->name().size()));
   writer_.put_bytes(segment->name().data(), segment->name().size());
   return Walk::kDone;
 }
 
-Encoder::SegmentUse& Encoder::count_segment_use(PyArrayObject* array, shm::Segment* segment) {
-  std::size_t index = 0;
-  while (index < segment_uses_.size() && segment_uses_[index].segment != segment) ++index;
-  if (index == segment_uses_.size()) {
-    const bool may_go = may_move_ && segment->is_created_here() &&
-                        segment->name().size() < sizeof(workers::SegmentName::text);
-    segment_uses_.push_back({segment, 0, may_go});
+void Encoder::let_go_of(OwnedRef& root) {
+  std::vector<OwnedRef>& told = sent_.others;
+  if (told.empty()) return;
+  std::sort(told.begin(), told.end(), [](const OwnedRef& a, const OwnedRef& b) {
+    return std::less<PyObject*>()(a.get(), b.get());
+  });
+  const auto same = [](const OwnedRef& a, const OwnedRef& b) { return a.get() == b.get(); };
+  told.erase(std::unique(told.begin(), told.end(), same), told.end());
+  for (PyObject* array : moved_arrays_) sent_.moved_arrays.emplace_back(Py_NewRef(array));
+  root.reset();
+  // From here to the publication no Python code runs.
+  for (OwnedRef& object : told) {
+    const shm::Segment* segment = segment_in(object.get());
+    workers::SegmentName name{};
+    if (!is_uniquely_referenced(object.get()) || !segment->is_created_here() ||
+        segment->name().size() >= sizeof name.text) {
+      continue;
+    }
+    segment->name().copy(name.text, sizeof name.text - 1);
+    writer_.put(name);
+    sent_.transferred.push_back(std::move(object));
   }
-  SegmentUse& use = segment_uses_[index];
-  use.may_go &= parent_unique_;
-  auto* object = reinterpret_cast<PyObject*>(array);
-  for (;;) {
-    SegmentReference& reference = segment_references_[object];
-    reference.use = index;
-    if (++reference.count > 1 || !PyArray_Check(object)) return use;  // below it all is counted
-    use.may_go &= reinterpret_cast<PyArrayObject_fields*>(object)->weakreflist == nullptr;
-    object = PyArray_BASE(as_array(object));
-  }
-}
-
-void Encoder::transfer_segments() {
-  if (segment_uses_.empty()) return;
-  for (const auto& [object, reference] : segment_references_) {
-    if (Py_REFCNT(object) != reference.count) segment_uses_[reference.use].may_go = false;
-  }
-  for (const SegmentUse& use : segment_uses_) {
-    writer_.patch(use.patch_at, static_cast<std::uint8_t>(use.may_go));
-    if (use.may_go) transferred_.push_back(use.segment);
-  }
-}
-
-void Encoder::let_go_of_transferred() {
-  for (shm::Segment* segment : transferred_) segment->keep_on_release();
-  transferred_.clear();
+  std::erase_if(told, [](const OwnedRef& object) { return !object; });
+  writer_.patch(0, transferred());
 }
 
 void Encoder::write_strides(PyArrayObject* array) {
@@ -434,6 +414,7 @@ bool Encoder::try_move(PyArrayObject* array, bool unique) {
   writer_.put(static_cast<std::uint32_t>(moved_blocks_.size()));
   writer_.put(blocks_.offset_of(PyArray_DATA(array)));
   moved_blocks_.push_back({block->offset, block->capacity, block->id, 0});
+  moved_arrays_.push_back(reinterpret_cast<PyObject*>(array));
   ++moved_;
   return true;
 }

@@ -10,12 +10,14 @@
 //   - the last base owns its data, got it from our handler, and the data starts a block of this
 //   arena;
 //   - the view covers at least half of that block, and no two of its items overlap.
-// Everything else is copied, once. A SharedMemoryArray crosses as its handle; if this process
-// created its segment and nobody but the element holds it here, in however many arrays, the other
-// side is to unlink it.
+// Everything else is copied, once. A SharedMemoryArray crosses as its handle, which may be written
+// here or by pickle. If this process created its segment and nobody but the element holds it, in
+// whatever arrays and objects, the segment is transferred: the other side is to unlink it. That
+// shows when the element has been dropped (let_go_of).
 //
 // All Python code that encoding needs (pickling) runs in prepare steps; the walk that tests for
-// uniqueness and the publication after it run none, so that nothing changes in between.
+// uniqueness and the publication after it run none, so that nothing changes in between. An element
+// with segments is dropped in between, which may run user code; what is moved is held meanwhile.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +25,11 @@
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "bindings/envelope.h"
+#include "bindings/held_segments.h"
 #include "bindings/python_api.h"
 #include "shm/block_allocator.h"
 #include "shm/segment.h"
@@ -70,7 +74,13 @@ class Encoder {
   // over where the rule allows. Requires GIL; runs Python code only before the last walk.
   EncodeResult encode(PyObject* root, bool may_move);
 
-  // Of the last encode() that was done. The moved blocks are still held by arrays in `root`.
+  // Of an element that was encoded: where it told names of segments, drops it and transfers those
+  // that are nobody's then. Nothing otherwise: `root` is to be dropped once it was published. To be
+  // called before anything below is asked for. May run Python code.
+  void let_go_of(OwnedRef& root);
+
+  // Of the last encode() that was done. The moved blocks are still held by arrays in `root`, or
+  // here.
   std::span<const std::byte> payload() const { return writer_.bytes(); }
   std::span<const workers::BlockRef> moved_blocks() const { return moved_blocks_; }
   std::span<const workers::BlockRef> made_blocks() const { return made_blocks_; }
@@ -80,15 +90,14 @@ class Encoder {
   std::uint32_t copied() const { return copied_; }
   std::uint64_t requested_bytes() const { return requested_bytes_; }
   // Segments whose names are at the payload's end: the other side is to unlink them.
-  std::uint32_t transferred() const { return static_cast<std::uint32_t>(transferred_.size()); }
-  // To be called once the element was published, and while arrays in `root` are still there.
-  void let_go_of_transferred();
+  std::uint32_t transferred() const { return static_cast<std::uint32_t>(sent_.transferred.size()); }
+  // What is to be kept until the element was published, and finished then.
+  SentSegments take_sent() { return std::exchange(sent_, {}); }
 
  private:
   // Deeper trees go to pickle, which says what it thinks of them.
   static constexpr int kMaxDepth = 200;
 
-  struct SegmentUse;
   enum class Walk { kDone, kNeedsPickle, kPythonError };
   struct PendingCopy {
     std::size_t patch_at;  // where (u32 block, u64 offset) go
@@ -107,8 +116,6 @@ class Encoder {
   Walk walk(PyObject* object, bool unique, int depth);
   Walk walk_array(PyArrayObject* array, bool unique);
   Walk walk_segment_array(PyArrayObject* array);
-  SegmentUse& count_segment_use(PyArrayObject* array, shm::Segment* segment);
-  void transfer_segments();
   Walk walk_scalar(PyObject* scalar);
   bool memoize(PyObject* object, bool unique);
   Walk write_dtype(PyArray_Descr* dtype);
@@ -138,21 +145,10 @@ class Encoder {
   std::vector<workers::BlockRef> moved_blocks_;
   std::vector<workers::BlockRef> made_blocks_;
   std::vector<PendingCopy> copies_;
-  std::vector<shm::Segment*> transferred_;  // held by arrays in the element
-  // Segments in the element, and what leads to them: arrays, and the objects below these. A segment
-  // is transferred if every reference to each of them comes from within the element.
-  struct SegmentUse {
-    shm::Segment* segment;
-    std::size_t patch_at;  // where its first array says whether it is transferred
-    bool may_go;
-  };
-  struct SegmentReference {
-    Py_ssize_t count = 0;
-    std::size_t use = 0;
-  };
-  std::vector<SegmentUse> segment_uses_;
-  std::unordered_map<PyObject*, SegmentReference> segment_references_;
-  bool parent_unique_ = false;  // the containers of what is walked next, up to the element
+  std::vector<PyObject*> moved_arrays_;  // borrowed from the element
+  // Until let_go_of(), `others` are the objects of all segments whose names were told, in any
+  // order, some of them more than once.
+  SentSegments sent_;
   std::unordered_map<PyObject*, std::uint32_t> memo_;
   std::uint64_t array_bytes_ = 0;
   std::uint32_t moved_ = 0;

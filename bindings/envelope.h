@@ -1,10 +1,10 @@
 // How an element is written down: a tree of tags, with arrays by value or as places in blocks.
 //
-//   envelope := u8 has_pickle [pickle] tree names
+//   envelope := u32 name_count, u8 has_pickle [pickle] tree names
 //   pickle   := u32 buffer_count { u32 block, u64 offset, u64 bytes } u64 size, bytes
 //   tree     := u8 tag, then as the tag says (encoder.cpp and decoder.cpp, side by side)
-//   names    := the segments that go with the element, for whoever drops it unread
-//               (workers::SegmentName each)
+//   names    := the segments that go with the element (workers::SegmentName each): at the end, for
+//               the manager, which unlinks those of an element that nobody reads
 //
 // Written and read by the same build on the same machine: native byte order, no versions.
 #pragma once
@@ -32,8 +32,7 @@ enum class Tag : std::uint8_t {
   kScalar,        // dtype, bytes of one item
   kInlineArray,   // dtype, shape, u8 order (0: C, 1: Fortran, 2: strides follow), bytes
   kBlockArray,    // dtype, shape, strides, u32 block, u64 offset in the arena
-  kSegmentArray,  // dtype, shape, strides, u64 offset in the segment, u8 transferred, u64 length,
-                  // name
+  kSegmentArray,  // dtype, shape, strides, u64 offset in the segment, u64 length, name
   kPickled,       // u32 index into the pickled list
   kMemoized,      // the next tree can be referred to later
   kReference,     // u32 index among the memoized
@@ -97,6 +96,15 @@ class EnvelopeReader {
     const std::byte* taken = at_;
     at_ += size;
     return taken;
+  }
+  // What lies at the end; it is then not there any more.
+  const std::byte* take_last(std::uint64_t size) {
+    if (!ok_ || size > left()) {
+      ok_ = false;
+      return nullptr;
+    }
+    end_ -= size;
+    return end_;
   }
   template <class T>
   T get() {

@@ -136,12 +136,13 @@ bool produce_from_python(Iterator* self) {
       break;
     }
   }
+  std::vector<OwnedRef> sent = encoder.take_sent().finish(true);
   if (failed && !encode_failed_item(self, failure, order)) return false;
   try {
     const LockWithGil lock(self->pool->mutex);
     Manager& manager = self->pool->manager;
     if (has_pool(self) && manager.can_produce()) {
-      manager.produce(order);
+      self->pool->held.hold(manager.produce(order), std::move(sent));
     } else if (manager.is_open()) {  // closed or iterated again meanwhile
       manager.free_arguments(order.blocks);
     }
@@ -170,6 +171,7 @@ PyObject* deliver(Iterator* self, const TakenOutcome& taken) {
   if (outcome.kind == workers::OutcomeKind::kElement) {
     PyObject* element =
         pool.decoder.decode_leased(taken.payload, taken.blocks, outcome.arena, taken.copy_out);
+    pool.held.release(outcome.job);
     if (element == nullptr) {
       ++self->errors;
       ++pool.errors;
@@ -188,6 +190,7 @@ PyObject* deliver(Iterator* self, const TakenOutcome& taken) {
     return element;
   }
   for (const workers::BlockRef& block : taken.blocks) outcome.arena->release(block.id);
+  pool.held.release(outcome.job);
   ++self->errors;
   ++pool.errors;
   OwnedRef error;
@@ -369,7 +372,10 @@ std::uint64_t begin_pass(WorkerPool& pool) {
   const std::uint64_t pass = ++pool.pass;
   const WorkerPool::LockAwake lock(pool);
   // The GIL was released meanwhile: what is under way may be of a later pass.
-  if (pool.pass == pass && pool.manager.is_open()) pool.manager.abandon();
+  if (pool.pass == pass && pool.manager.is_open()) {
+    pool.manager.abandon();
+    pool.held.clear();
+  }
   return pass;
 }
 

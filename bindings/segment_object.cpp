@@ -30,6 +30,16 @@ std::unordered_map<std::string_view, SegmentObject*>& mapped() {
   return *objects;
 }
 
+// What note_name_is_known() adds to, in the thread that a ToldNames is in.
+thread_local std::vector<OwnedRef>* told = nullptr;
+
+// The last of the chain, or nullptr if that is no segment.
+PyObject* end_of_chain(PyArrayObject* array) {
+  PyObject* base = PyArray_BASE(array);
+  while (base != nullptr && PyArray_Check(base)) base = PyArray_BASE(as_array(base));
+  return base != nullptr && is_segment(base) ? base : nullptr;
+}
+
 void segment_dealloc(PyObject* self) {
   const SegmentObject* object = as_segment_object(self);
   const auto entry = mapped().find(object->segment->name());
@@ -115,31 +125,27 @@ PyObject* attach_segment_object(const char* name) {
 }
 
 void note_name_is_known(PyArrayObject* array) {
-  PyObject* base = PyArray_BASE(array);
-  while (base != nullptr && PyArray_Check(base)) base = PyArray_BASE(as_array(base));
-  if (base != nullptr && is_segment(base)) as_segment_object(base)->name_is_known = true;
+  PyObject* segment = end_of_chain(array);
+  if (segment == nullptr) return;
+  as_segment_object(segment)->name_is_known = true;
+  if (told == nullptr) return;
+  Py_INCREF(segment);
+  told->emplace_back(segment);
 }
+
+ToldNames::ToldNames(std::vector<OwnedRef>& segment_objects)
+    : outer_(std::exchange(told, &segment_objects)) {}
+
+ToldNames::~ToldNames() { told = outer_; }
 
 shm::Segment* segment_in(PyObject* object) { return as_segment_object(object)->segment; }
 
 bool is_segment(PyObject* object) { return Py_IS_TYPE(object, &segment_type); }
 
-bool leads_to_segment(PyArrayObject* array) {
-  PyObject* base = PyArray_BASE(array);
-  while (base != nullptr && PyArray_Check(base)) base = PyArray_BASE(as_array(base));
-  return base != nullptr && is_segment(base);
-}
+bool leads_to_segment(PyArrayObject* array) { return end_of_chain(array) != nullptr; }
 
-shm::Segment* segment_of(PyArrayObject* array, bool* unique) {
-  bool alone = true;
-  PyObject* base = PyArray_BASE(array);
-  while (base != nullptr) {
-    alone &= is_uniquely_referenced(base);
-    if (!PyArray_Check(base)) break;
-    base = PyArray_BASE(as_array(base));
-  }
-  if (unique != nullptr) *unique = alone;
-  if (base != nullptr && is_segment(base)) return segment_in(base);
+shm::Segment* segment_of(PyArrayObject* array) {
+  if (PyObject* segment = end_of_chain(array)) return segment_in(segment);
   PyErr_SetString(PyExc_ValueError, "this array lies in no segment");
   return nullptr;
 }

@@ -4,6 +4,8 @@
 // it any more (shm::Segment::release).
 #pragma once
 
+#include <vector>
+
 #include "bindings/python_api.h"
 #include "shm/segment.h"
 
@@ -21,6 +23,19 @@ PyObject* attach_segment_object(const char* name);
 // for it, and the process that created it removes it with the last array.
 void note_name_is_known(PyArrayObject* array);
 
+// While one lives, the segments whose names its thread tells (note_name_is_known), pickling of
+// arrays included: so an encoder learns what it sends, also of arrays that it cannot see.
+class ToldNames {
+ public:
+  explicit ToldNames(std::vector<OwnedRef>& segment_objects);
+  ~ToldNames();
+  ToldNames(const ToldNames&) = delete;
+  ToldNames& operator=(const ToldNames&) = delete;
+
+ private:
+  std::vector<OwnedRef>* outer_;  // of an encoder that called user code, which encodes
+};
+
 // The segment that such an object holds.
 shm::Segment* segment_in(PyObject* object);
 
@@ -30,8 +45,7 @@ bool is_segment(PyObject* object);
 bool leads_to_segment(PyArrayObject* array);
 
 // The segment at the end of the chain, or nullptr with an error set. Lives as long as the array.
-// With `unique`, also says whether each object on the chain has one reference, so that nobody but
-// `array` can see the segment in this process. Requires GIL.
-shm::Segment* segment_of(PyArrayObject* array, bool* unique = nullptr);
+// Requires GIL.
+shm::Segment* segment_of(PyArrayObject* array);
 
 }  // namespace stook::bindings

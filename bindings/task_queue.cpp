@@ -106,6 +106,7 @@ bool TaskQueue::send(Task& task) {
       return false;
     }
   }
+  task.segments = encoder.take_sent().finish(true);
   const auto& function = *py::handle(task.function.get()).cast<TaskFunction*>();
   workers::JobOrder order;
   order.epoch = function.number();

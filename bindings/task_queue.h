@@ -74,7 +74,8 @@ class TaskQueue {
     OwnedRef function;
     OwnedRef payload;
     OwnedRef sink;
-    OwnedRef failure;  // it cannot be sent
+    OwnedRef failure;                // it cannot be sent
+    std::vector<OwnedRef> segments;  // that went with it, until workers have opened them
   };
 
   bool sleep(double seconds);

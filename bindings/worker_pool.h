@@ -12,6 +12,7 @@
 
 #include "bindings/decoder.h"
 #include "bindings/encoder.h"
+#include "bindings/held_segments.h"
 #include "bindings/python_api.h"
 #include "workers/manager.h"
 
@@ -45,6 +46,7 @@ class WorkerPool : public BlockSource {
       manager.close();
       return;
     }
+    held.clear();
     manager.wake();
     const WithoutGil without_gil;
     wait_for_sleepers();
@@ -93,6 +95,7 @@ class WorkerPool : public BlockSource {
   py::object functions;  // stook._parent: what the parent does in Python
   Encoder encoder;       // GIL
   Decoder decoder;       // GIL
+  HeldSegments held;     // of items that workers may not have opened yet. GIL
 
   // Which iterator has the pool: a later pass takes it over, and closing one leaves it to none.
   // Written under the GIL; read under the mutex alone before a sleep.

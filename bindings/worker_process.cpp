@@ -15,6 +15,7 @@
 #include "bindings/decoder.h"
 #include "bindings/encoder.h"
 #include "bindings/errors.h"
+#include "bindings/held_segments.h"
 #include "bindings/job_kinds.h"
 #include "bindings/numpy_allocator.h"
 #include "bindings/python_api.h"
@@ -117,6 +118,7 @@ class PythonRunner : public workers::JobRunner {
   void after_sleep() override { PyEval_RestoreThread(std::exchange(thread_, nullptr)); }
 
   void run(const workers::Job& job, workers::Worker& worker) override {
+    held_.note_delivered(worker.delivered());
     if (has_items(job.kind)) {
       run_items(job, worker);
     } else {
@@ -144,6 +146,8 @@ class PythonRunner : public workers::JobRunner {
     }
     switch (encoder_.encode(result.get(), true)) {
       case EncodeResult::kDone:
+        encoder_.let_go_of(result);
+        if (worker.in_forked_child()) end_forked_child(functions_, std::move(result));
         if (publish(job, worker)) return;
         for (const workers::BlockRef& block : encoder_.made_blocks()) blocks_.discard(block);
         set_exhausted(encoder_.payload().size(), worker);
@@ -194,15 +198,15 @@ class PythonRunner : public workers::JobRunner {
       set_numpy_allocator_active(false);
       if (worker.in_forked_child()) end_forked_child(functions_, std::move(result));
       add_result(std::move(result), worker);
-      if (batch_.must_end() || batch_.array_bytes() > kMostBatchBytes) break;
+      if (batch_.array_bytes() > kMostBatchBytes) break;
       if (is_batch(job.kind) && std::chrono::steady_clock::now() - begin > kBatchTime) break;
     }
     workers::ResultDraft draft;
     draft.job = job.number;
     batch_.fill(draft);
-    if (worker.publish(draft)) {
-      encoder_.let_go_of_transferred();
-    } else {
+    const bool published = worker.publish(draft);
+    finish(job, batch_.sent(), published);
+    if (!published) {
       for (const workers::BlockRef& block : batch_.made_blocks()) blocks_.discard(block);
       set_exhausted(draft.payload.size(), worker);
       publish_error(worker, job.number, workers::ResultKind::kError, encode_exception(functions_));
@@ -224,6 +228,8 @@ class PythonRunner : public workers::JobRunner {
     if (result) {
       switch (encoder_.encode(result.get(), true)) {
         case EncodeResult::kDone:
+          encoder_.let_go_of(result);
+          if (worker.in_forked_child()) end_forked_child(functions_, std::move(result));
           return batch_.add(std::move(result), encoder_);
         case EncodeResult::kNoRoom:
           set_exhausted(encoder_.requested_bytes(), worker);
@@ -297,9 +303,15 @@ class PythonRunner : public workers::JobRunner {
     draft.moved = encoder_.moved();
     draft.copied = encoder_.copied();
     draft.segments = encoder_.transferred();
-    if (!worker.publish(draft)) return false;
-    encoder_.let_go_of_transferred();
-    return true;
+    const bool published = worker.publish(draft);
+    SentSegments sent = encoder_.take_sent();
+    finish(job, sent, published);
+    return published;
+  }
+
+  void finish(const workers::Job& job, SentSegments& sent, bool published) {
+    std::vector<OwnedRef> others = sent.finish(published);
+    if (published) held_.hold(job.number, std::move(others));
   }
 
   void set_exhausted(std::uint64_t requested, workers::Worker& worker) {
@@ -319,6 +331,7 @@ class PythonRunner : public workers::JobRunner {
   BatchDraft batch_;
   ArenaBlocks blocks_;
   Encoder encoder_;
+  HeldSegments held_;
   Decoder decoder_;
   PyThreadState* thread_ = nullptr;
 };

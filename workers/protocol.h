@@ -148,7 +148,8 @@ struct ControlHeader {
 
   JobRingWords<> jobs;
   // Jobs below this were delivered or given up. Written by the parent; relaxed: it decides only
-  // whether a job may run although memory is short.
+  // whether a job may run although memory is short, and how long a worker holds segments for the
+  // parent, which has opened them by system calls before.
   alignas(shm::kIsolation) Shared<std::uint64_t> delivered;
   shm::DoorbellWord<> parent;
   // Bytes of released blocks. Any thread of the parent.

@@ -100,6 +100,10 @@ class Worker {
   std::uint32_t worker_count() const noexcept { return birth_.worker_count; }
   const shm::Mapping& arguments() const noexcept { return arguments_; }
   std::uint64_t memory_limit() const noexcept { return control_.header().memory_limit; }
+  // Jobs below this were delivered or given up.
+  std::uint64_t delivered() const noexcept {
+    return control_.header().delivered.load(std::memory_order_relaxed);
+  }
 
  private:
   enum class Lack { kJob, kMemory };

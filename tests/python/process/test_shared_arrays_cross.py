@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import re
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import stook
 from conftest import RunPython
 from leftovers import wait_until
 from stook import SharedMemoryArray
@@ -22,6 +20,11 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
 each_context = pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+
+
+def ours() -> set[str]:
+    """Segments, and the marker files of processes."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith("stook_")}
 
 
 def filled(shape: Any = (40, 50)) -> SharedMemoryArray:
@@ -167,9 +170,9 @@ def test_what_is_to_go_at_the_end_goes_at_the_end(run_python: RunPython) -> None
             one.unlink_on_del()
         del many, one
     """
-    before = set(os.listdir("/dev/shm"))
+    before = ours()
     assert run_python(code).check().stderr == ""
-    assert set(os.listdir("/dev/shm")) == before
+    assert ours() == before
 
 
 @pytest.mark.parametrize("pause", ["", "import time; time.sleep(0.01)"])
@@ -214,151 +217,3 @@ def test_a_forked_child_leaves_the_parents_arrays_alone(run_python: RunPython) -
     """
     result = run_python(code, flags=("-X", "dev", "-W", "ignore::DeprecationWarning"))
     assert result.check().stdout == "True 6 5\n"
-
-
-# ------------------------------------------------------------------ worker processes of a loader
-
-
-def options(workers: int = 2, **more: Any) -> stook.MultiprocessingOptions:
-    return stook.MultiprocessingOptions(num_workers=workers, **more)
-
-
-def segments() -> set[str]:
-    """Without the marker files of processes: after each test none of them may be left, either."""
-    return {name for name in os.listdir("/dev/shm") if re.fullmatch("stook_[^_]+_[^_]+", name)}
-
-
-def named(index: int) -> Any:
-    array = SharedMemoryArray((100, 10), "int64")
-    array[...] = index
-    return array
-
-
-def named_in_a_tree(index: int) -> Any:
-    array = named(index)
-    return {"view": array[5:, ::2], "number": index, "list": [named(index + 100)]}
-
-
-@pytest.mark.parametrize("method", ["forkserver", "fork"])
-def test_a_worker_returns_one_and_it_goes_with_its_last_array(method: str) -> None:
-    before = segments()
-    with stook.DataLoader(range(50), named, options=options(start_method=method)) as loader:
-        for index, element in enumerate(loader):
-            assert type(element) is SharedMemoryArray
-            assert stook.is_shared(element)
-            assert (element == index).all()
-        assert loader.stats().moved == 50
-        name = element.metadata.name
-        del element
-        assert name not in segments()
-    assert segments() == before
-
-
-def test_views_in_a_tree_arrive_as_themselves() -> None:
-    before = segments()
-    with stook.DataLoader(range(20), named_in_a_tree, options=options()) as loader:
-        elements = list(loader)
-    for index, element in enumerate(elements):
-        assert element["view"].shape == (95, 5) and element["view"].strides == (80, 16)
-        assert (element["view"] == index).all() and element["number"] == index
-        assert (element["list"][0] == index + 100).all()
-    # They are valid beyond the loader's end, and go with the last array.
-    again = pickle.loads(pickle.dumps(elements[3]["view"]))
-    assert (again == 3).all()
-    del elements, element, again
-    assert segments() == before
-
-
-def test_what_the_worker_keeps_stays_the_workers() -> None:
-    kept: list[Any] = []
-
-    def table(index: int) -> Any:
-        if not kept:
-            kept.append(named(7))
-        kept[0][index % 100] = index
-        return kept[0][index % 100]
-
-    before = segments()
-    with stook.DataLoader(range(300), table, options=options(1), seed=None) as loader:
-        names = set()
-        for element in loader:
-            names.add(element.metadata.name)
-        assert len(names) == 1
-        assert (element == 299).all()
-        del element
-    assert segments() == before
-
-
-def test_an_argument_crosses_as_its_handle() -> None:
-    arrays = [filled((100, 100)) for _ in range(6)]
-
-    def add_one(array: Any) -> tuple[str, int]:
-        array += 1
-        return type(array).__name__, os.getpid()
-
-    items = iter([array[:50] for array in arrays])
-    with stook.DataLoader(items, add_one, options=options()) as loader:
-        results = list(loader)
-    assert {name for name, _ in results} == {"SharedMemoryArray"}
-    assert os.getpid() not in {pid for _, pid in results}
-    expected = np.arange(10_000).reshape(100, 100)
-    for array in arrays:
-        np.testing.assert_array_equal(array[:50], expected[:50] + 1)
-        np.testing.assert_array_equal(array[50:], expected[50:])
-
-
-def test_a_source_of_shared_arrays_is_not_copied_to_the_workers() -> None:
-    table = filled((100, 100))
-    with stook.DataLoader(table, lambda row: row.sum(), options=options()) as loader:
-        assert list(loader) == [int(row.sum()) for row in table]
-
-
-def test_elements_that_nobody_takes_leave_nothing() -> None:
-    before = segments()
-    with stook.DataLoader(
-        range(1000), named, options=options(per_worker_buffer_size=8), num_epochs=None
-    ) as loader:
-        for _ in range(5):
-            for index, _ in enumerate(loader):  # left early, again and again
-                if index == 3:
-                    break
-        del _
-        assert wait_until(lambda: len(segments() - before) < 60, 10)
-    assert segments() == before
-
-
-def test_a_batch_of_shared_arrays_is_a_plain_array() -> None:
-    before = segments()
-    with stook.DataLoader(range(6), named, batch_size=3, options=options()) as loader:
-        for batch in loader:
-            assert type(batch) is np.ndarray
-            assert batch.shape == (3, 100, 10)
-        assert segments() == before  # while the workers live: what they copied from is gone
-
-
-SHARED_WITHIN: dict[str, Any] = {
-    "two views": lambda array: {"first": array[:50], "second": array[50:, ::2]},
-    "the same twice": lambda array: [array, array],
-    "a view and the whole": lambda array: (array[3], [array]),
-    "a view of a view": lambda array: (array[3:][2:],),
-}
-
-
-@pytest.mark.parametrize("name", SHARED_WITHIN)
-@pytest.mark.parametrize("flagged", [False, True])
-def test_arrays_over_one_segment_in_one_element(name: str, flagged: bool) -> None:
-    def element(index: int) -> Any:
-        array = named(index)
-        if flagged:
-            array.unlink_on_del()
-        return SHARED_WITHIN[name](array)
-
-    before = segments()
-    with stook.DataLoader(range(30), element, options=options(1), seed=None) as loader:
-        for index, got in enumerate(loader):
-            leaves = got.values() if isinstance(got, dict) else got
-            for leaf in leaves:
-                assert (np.asarray(leaf) == index).all()
-        del got, leaves, leaf
-        assert segments() == before  # while the worker lives
-    assert segments() == before
