@@ -17,17 +17,20 @@ handler.
 
 from __future__ import annotations
 
+import itertools
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from multiprocessing import TimeoutError
-from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
+from multiprocessing.pool import MaybeEncodingError, RemoteTraceback  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
 import numpy as np
 
+from . import _pickling
 from ._results import Waits
 from ._task_pool import Function, TaskPool
 from .errors import PoolBroken, RemoteError, StookError, WorkerDied
@@ -64,7 +67,15 @@ _PLAIN_SOURCES: tuple[type, ...] = (
     np.ndarray,
 )
 _plain_iterators = {type(iter(make())) for make in (list, tuple, str, bytes, dict, set, deque)}
-_plain_iterators |= {type(iter(range(0)))}
+_plain_iterators |= {type(iter(range(0))), type(iter(range(1 << 70)))}
+_plain_iterators |= {itertools.count, itertools.repeat}
+
+# How the traceback of a result that cannot be pickled begins: in no code of the user's.
+_OF_RESULTS = re.compile(
+    r'\s*"""\s*Traceback[^\n]*\n\s*File "'
+    + re.escape(_pickling.__file__)
+    + r'", line \d+, in pickle_'
+)
 
 
 def never_blocks(iterable: Iterable[Any]) -> bool:
@@ -74,14 +85,19 @@ def never_blocks(iterable: Iterable[Any]) -> bool:
 
 
 def as_raised(error: BaseException) -> BaseException:
-    """The error as `multiprocessing.Pool` raises it: with its kind of remote traceback.
+    """The error as `multiprocessing.Pool` raises it: of its own kinds, where it has one.
 
     What is no `Exception` would end the program that asks for a result; it becomes the cause of one
     that is.
     """
     cause = error.__cause__
     if type(cause) is RemoteError:
-        error.__cause__ = RemoteTraceback(str(cause))
+        text = str(cause)
+        if _OF_RESULTS.match(text):
+            unsendable: Exception = MaybeEncodingError(error, "what the call returned")
+            unsendable.__cause__ = RemoteTraceback(text)
+            return unsendable
+        error.__cause__ = RemoteTraceback(text)
     if isinstance(error, Exception):
         return error
     wrapped = StookError(f"{error!r} was raised by a call in a worker process")
@@ -324,12 +340,12 @@ class Feed:
 
     def receive(self, job: Job, results: list[Any]) -> None:
         """Takes in the next results of a job."""
-        count = len(results)
-        left = job.left - count
+        number = len(results)
+        left = job.left - number
         with self.lock:
-            self.take_in(job, results, count, left)
+            self.take_in(job, results, number, left)
             if self._pace is not None and not job.alone:
-                self._pace.note(count, left == 0)
+                self._pace.note(number, left == 0)
 
     def receive_errors(
         self, job: Job, results: list[Any], errors: dict[int, BaseException]

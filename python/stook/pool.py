@@ -6,15 +6,18 @@ import atexit
 import contextlib
 import operator
 import os
+import pickle
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
+from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
+from types import FunctionType, TracebackType
 from typing import Any, NoReturn
 
 from ._elsewhere import StaysHere
 from ._results import AsyncResult, report
+from ._start import crosses_by_name
 from ._streams import Feed, IMapFeed, IMapIterator, Job, Pace, as_raised
 from ._task_pool import TaskPool, WorkerHandle
 from .errors import PoolBroken, StookError
@@ -25,8 +28,10 @@ __all__ = ["Pool"]
 # The states and their names are those of multiprocessing.pool.
 _INIT, _RUN, _CLOSE, _TERMINATE = "INIT", "RUN", "CLOSE", "TERMINATE"
 
-# Jobs per worker that a `map` with many chunks has sent at a time.
+# Jobs per worker that a `map` with many chunks has sent at a time, and the most items in a job if
+# the chunks are of our own choice: with large ones, sending and running would not overlap.
 _JOBS_AHEAD = 8
+_MOST_ITEMS = 1000
 
 # How often `join` looks whether a source that blocks has come to its end.
 _LOOK_SECONDS = 0.05
@@ -38,6 +43,10 @@ class _Result(AsyncResult):
     def _set(self, success: bool, value: Any) -> None:
         if self._ready:  # a signal handler raised when it was set
             return
+        if type(value) is FunctionType and success and not crosses_by_name(value):
+            # It crossed; but code that was written for multiprocessing may count on the error.
+            reason = pickle.PicklingError(f"{value!r} cannot be imported by its name")
+            success, value = False, MaybeEncodingError(reason, value)
         if self._callback is None and self._error_callback is None and success:
             self._value = value
             self._success = True
@@ -215,6 +224,8 @@ class Pool(StaysHere):
             initargs=tuple(initargs),
             most_jobs=maxtasksperchild or 0,
         )
+        # As in the original, the processes are there when this returns; they need not be set up.
+        self._refresh_handles()
         self._state = _RUN
         _open_pools.add(self)
 
@@ -376,6 +387,9 @@ class Pool(StaysHere):
         jobs_ahead = 0
         if chunksize is None:
             chunksize = max(1, -(-length // (4 * self._processes)))
+            if self._maxtasksperchild is None:
+                chunksize = min(chunksize, _MOST_ITEMS)
+                jobs_ahead = _JOBS_AHEAD
         elif chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize}")
         elif self._maxtasksperchild is None:
@@ -462,7 +476,10 @@ class Pool(StaysHere):
         while not tasks.wait(all_done, _LOOK_SECONDS if feeds else None):
             pass
         self._refresh_handles()
-        tasks.finish()
+        # Asked again: a worker that ended of its own meanwhile, or was killed, has not heard it.
+        while not tasks.finish(_LOOK_SECONDS):
+            if tasks._core.workers_alive == 0:
+                tasks.close()
 
     def wait(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
         """Blocks until `done()` is true, at most `timeout` seconds; returns `done()`.
