@@ -43,7 +43,7 @@ std::uint64_t TaskQueue::submit(PyObject* function, PyObject* payload, PyObject*
   ++outstanding_;
   if (background) ++in_background_;
   feed();
-  if (pool_->starts_on_demand) {
+  if (pool_->starts_on_demand && kind != kRetireJob) {
     const LockWithGil lock(pool_->mutex);
     Manager& manager = pool_->manager;
     if (manager.is_open() && outstanding_ > manager.workers_alive()) manager.add_worker();
@@ -139,14 +139,16 @@ bool TaskQueue::send(Task& task) {
 bool TaskQueue::cancel(std::uint64_t number) {
   const auto sent = job_of_.find(number);
   if (sent != job_of_.end()) {
+    const std::uint64_t job = sent->second;  // `sent` may not be what it was once the lock is there
     {
       const LockWithGil lock(pool_->mutex);
-      if (!pool_->manager.is_open() || !pool_->manager.cancel(sent->second)) return false;
+      if (!pool_->manager.is_open() || !pool_->manager.cancel(job)) return false;
     }
-    const auto found = in_flight_.find(sent->second);
+    const auto found = in_flight_.find(job);
+    if (found == in_flight_.end()) return false;  // failed by close() meanwhile
     Task task = std::move(found->second);
     in_flight_.erase(found);
-    job_of_.erase(sent);
+    job_of_.erase(number);
     argument_bytes_ -= task.argument_bytes;
     finish(std::move(task));
     feed();
@@ -165,8 +167,9 @@ bool TaskQueue::cancel(std::uint64_t number) {
 bool TaskQueue::is_running(std::uint64_t number) {
   const auto sent = job_of_.find(number);
   if (sent == job_of_.end()) return false;
+  const std::uint64_t job = sent->second;
   const LockWithGil lock(pool_->mutex);
-  return pool_->manager.is_open() && pool_->manager.is_claimed(sent->second);
+  return pool_->manager.is_open() && pool_->manager.is_claimed(job);
 }
 
 // No more is to come of it.
@@ -178,12 +181,14 @@ void TaskQueue::finish(Task task) {
 // ------------------------------------------------------------------ the end
 
 void TaskQueue::retire_workers(PyObject* function, PyObject* sink) {
+  std::uint32_t alive = 0;
   {
     const LockWithGil lock(pool_->mutex);
     if (!pool_->manager.is_open()) return;
     pool_->manager.stop_replacing();
+    alive = pool_->manager.workers_alive();
   }
-  for (std::uint32_t i = 0; i < pool_->manager.worker_count(); ++i) {
+  for (std::uint32_t i = 0; i < alive; ++i) {
     submit(function, Py_None, sink, kRetireJob, false);
   }
 }

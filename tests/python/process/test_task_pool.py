@@ -371,6 +371,16 @@ def test_workers_are_started_on_demand() -> None:
         assert pool.finish(60)
 
 
+def test_none_is_started_only_to_be_ended(tmp_path: Any) -> None:
+    def leave_note() -> None:
+        (tmp_path / str(os.getpid())).touch()
+
+    with made(5, start_on_demand=True, initializer=leave_note) as pool:
+        assert run(pool, abs, -1) == 1
+        assert pool.finish(60)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @each_method
 def test_what_multiprocessing_sends_to_new_processes_alone_crosses(method: str) -> None:
     context = multiprocessing.get_context("fork" if method == "fork" else "spawn")
@@ -454,6 +464,31 @@ def test_what_was_not_begun_can_be_cancelled() -> None:
 def _wait_for_file(path: str) -> bytes:
     with open(path, "rb", buffering=0) as file:
         return file.read(1)
+
+
+def test_many_threads_cancel_while_others_deliver() -> None:
+    with made() as pool:
+        function = pool.function(abs)
+        sinks: list[Sink] = []
+        cancelled: list[Sink] = []
+
+        def work() -> None:
+            for _ in range(300):
+                sink = Sink()
+                number = pool.submit(function, (-1,), sink=sink)
+                sinks.append(sink)
+                pool.is_running(number)
+                if pool.cancel(number):
+                    cancelled.append(sink)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert pool.wait(lambda: pool.outstanding == 0, 60)
+        assert all(not sink.calls for sink in cancelled)
+        assert sum(len(sink.calls) for sink in sinks) == len(sinks) - len(cancelled)
 
 
 # ---- threads, sinks, signals ---------------------------------------------------------------------
