@@ -4,15 +4,14 @@ Functions of `__main__` cross by value, for a fresh interpreter cannot import it
 worker, they all share one dict of globals, as they do where they come from: what an initializer
 sets by `global` is there for the functions that come later.
 
-With each definition come the values of the names it uses. A value is taken over when the caller's
-is another than the one that came last; until then the worker's own object stays, with all that was
-done to it, as that of a module that both had imported. A name that the worker's own code has bound
-stays bound as it is.
+With each definition come the values of the names it uses, each with a version that grows when the
+caller's value changes. A newer one is taken over; until then the worker's own object stays, with
+all that was done to it, as that of a module that both had imported. A name that the worker's own
+code has bound stays bound as it is.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import pickle
@@ -22,14 +21,12 @@ from typing import Any
 
 __all__ = ["HOME", "Value", "begin", "by_name", "forks_workers", "home", "receive", "will_fork"]
 
-# What a value is pickled to, and which object of the caller's it is, if that tells (else 0). No
-# bytes: it cannot be pickled, and only who inherited that object has it.
-Value = tuple[bytes, int]
+# What a value is pickled to (nothing: it cannot be, and only who inherited it has it), which object
+# of the caller's it is, if that tells (else 0), and its version.
+Value = tuple[bytes, int, int]
 
 # The persistent id of the dict of globals itself; other persistent ids are names in it.
 HOME = ""
-
-_LARGEST_KEPT = 64  # bytes of a pickle; for larger ones a digest is kept
 
 
 class _State:
@@ -38,8 +35,8 @@ class _State:
     def __init__(self) -> None:
         # In a worker that is a fresh interpreter: stands for `__main__`'s own dict.
         self.globals: dict[str, Any] | None = None
-        # By name: what came last, as bytes or a digest, and the object that was made of it.
-        self.received: dict[str, tuple[bytes, Any]] = {}
+        # By name: the newest version that came, and the object that was made of it.
+        self.received: dict[str, tuple[int, Any]] = {}
         # In a forked child: what the parent's names were bound to.
         self.inherited: dict[str, Any] | None = None
         self.forks = False
@@ -124,7 +121,7 @@ class _Unpickler(pickle.Unpickler):
             # What it is made from needs it in turn, as a class does that holds an instance.
             _state.begun[name] = _Unpickler(io.BytesIO(_state.loading.pop(name))).load()
             return _state.begun[name]
-        _, value = _state.received.get(name, (b"", _OWN))
+        _, value = _state.received.get(name, (0, _OWN))
         if value is not _OWN:
             return value
         if name in names:
@@ -136,23 +133,19 @@ def _take(name: str, names: dict[str, Any]) -> None:
     value = _state.pending.pop(name, None)
     if value is None:  # another one needed it, and took it
         return
-    data, identity = value
-    if not data:
-        mark = b"object %d" % identity
-    else:
-        mark = data if len(data) <= _LARGEST_KEPT else hashlib.blake2b(data).digest()
-    last_mark, last = _state.received.get(name, (b"", _MISSING))
-    if last_mark == mark:
+    data, identity, version = value
+    last_version, last = _state.received.get(name, (0, _MISSING))
+    if version <= last_version:
         return
     present = names.get(name, _MISSING)
     inherited = _state.inherited
     if last is _MISSING and inherited is not None and name in inherited:
         last = inherited[name]
         if present is last and _is_inherited(name, present, data, identity):
-            _state.received[name] = mark, present
+            _state.received[name] = version, present
             return
     if present is not last:  # the worker's own code has bound it
-        _state.received[name] = mark, _OWN
+        _state.received[name] = version, _OWN
         return
     if not data:
         raise pickle.UnpicklingError(
@@ -165,7 +158,7 @@ def _take(name: str, names: dict[str, Any]) -> None:
     finally:
         _state.loading.pop(name, None)
         _state.begun.pop(name, None)
-    _state.received[name] = mark, made
+    _state.received[name] = version, made
     names[name] = made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import hashlib
 import io
 import pickle
 import sys
@@ -18,7 +19,7 @@ from . import _main_names
 from ._main_names import HOME, Value
 from ._picklers import Pickler
 
-__all__ = ["SendingPickler", "pickle_main_value"]
+__all__ = ["SendingPickler", "pickle_by_name", "pickle_main_value"]
 
 # What code asks its module for without naming it, as a relative import does.
 _MODULE_NAMES = ("__package__", "__path__", "__file__")
@@ -29,7 +30,7 @@ class SendingPickler(Pickler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._sent: set[str] = set()
+        self.names: set[str] = set()
         self._by_id: dict[int, str] | None = None
 
     def reducer_override(self, obj: Any) -> Any:
@@ -54,9 +55,9 @@ class SendingPickler(Pickler):
             self._by_id = _names_by_id(names)
             todo += [name for name in _MODULE_NAMES if name in names]
         for name in todo:  # which grows
-            if name in self._sent or name == "__builtins__":
+            if name in self.names or name == "__builtins__":
                 continue
-            self._sent.add(name)
+            self.names.add(name)
             values[name], used = pickle_main_value(name, self._by_id)
             todo += used
         return values
@@ -200,12 +201,13 @@ def pickle_main_value(name: str, by_id: dict[int, str] | None = None) -> tuple[V
     names = _main_names.home()
     value = names[name]
     if type(value) in (type(None), bool, int, float, str, bytes):
-        return (pickle.dumps(value, protocol=5), 0), []
+        data = pickle.dumps(value, protocol=5)
+        return (data, 0, _version(name, data)), []
     state = _state_of(value) if type(value) is types.FunctionType else None
     if state is not None:
         known = _pickled_functions.get(value)
         if known is not None and known[0] == (name, *state):
-            return (known[1], 0), known[2]
+            return (known[1], 0, _version(name, known[1])), known[2]
     file = io.BytesIO()
     pickler = _ValuePickler(file, name, value, _names_by_id(names) if by_id is None else by_id)
     try:
@@ -213,13 +215,98 @@ def pickle_main_value(name: str, by_id: dict[int, str] | None = None) -> tuple[V
     except Exception:
         if not _main_names.forks_workers():
             raise
-        return (b"", id(value)), []  # a lock, an open file: forked workers have inherited it
+        # A lock, an open file: forked workers have inherited it.
+        return (b"", id(value), _version(name, b"object %d" % id(value))), []
     data = file.getvalue()
     used = [other for other in pickler.used if other in names]
     if state is not None:
         _pickled_functions[value] = ((name, *state), data, used)
     tells = _main_names.forks_workers() and not isinstance(value, (*_VALUES, types.FunctionType))
-    return (data, id(value) if tells else 0), used
+    return (data, id(value) if tells else 0, _version(name, data)), used
+
+
+class _Sent:
+    """What this process has sent of its `__main__`.
+
+    Attributes:
+      epoch: Grows with each change of a value that is sent.
+      values: By name: the last value's pickle, or a digest of it, and its version.
+      definitions: By name: a function, and what was pickled of it last; see `pickle_by_name`.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.values: dict[str, tuple[bytes, int]] = {}
+        self.definitions: dict[str, tuple[Any, int, list[tuple[str, Any, Any]] | None, bytes]] = {}
+
+
+_sent = _Sent()
+_LARGEST_KEPT = 4096  # bytes of a pickle
+
+
+def _version(name: str, data: bytes) -> int:
+    mark = data if len(data) <= _LARGEST_KEPT else hashlib.blake2b(data).digest()
+    last_mark, version = _sent.values.get(name, (None, 0))
+    if last_mark != mark:
+        _sent.epoch = version = _sent.epoch + 1
+        _sent.values[name] = mark, version
+    return version
+
+
+def pickle_by_name(function: Any) -> bytes | None:
+    """Pickles a function that `__main__` knows by its name; `None` if it is another one.
+
+    As long as no value has changed of all that were sent, what a function is pickled to is the same
+    object: workers that have it need nothing new.
+    """
+    if not isinstance(function, (types.FunctionType, functools._lru_cache_wrapper)):
+        return None
+    name = _name_in_main(function)
+    if name is None:
+        return None
+    epoch = _sent.epoch
+    last = _sent.definitions.get(name)
+    if last is not None and (last[0] is not function or last[1] != epoch):
+        last = None
+    if last is not None and last[2] is not None and _are_as_they_were(last[2]):
+        return last[3]
+    file = io.BytesIO()
+    pickler = SendingPickler(file, protocol=5)
+    pickler.dump(function)
+    definition = file.getvalue()
+    if last is not None and last[3] == definition and _sent.epoch == epoch:
+        return last[3]
+    # Else this pickling has noticed changes, or another thread's has: what is pickled next counts.
+    if _sent.epoch == epoch and len(definition) <= 1 << 16:
+        _sent.definitions[name] = function, epoch, _constants(pickler.names), definition
+    return definition
+
+
+def _constants(used: Iterable[str]) -> list[tuple[str, Any, Any]] | None:
+    """Names with values of which it is seen at once whether they changed; `None`: some others."""
+    names = _main_names.home()
+    found = []
+    for name in used:
+        value = names.get(name)
+        state = _state_of(value) if type(value) is types.FunctionType else None
+        if state is None and type(value) not in _CONSTANTS and not _crosses(value):
+            return None
+        found.append((name, value, state))
+    return found
+
+
+_CONSTANTS = (
+    *(type(None), bool, int, float, complex, str, bytes),
+    *(types.ModuleType, types.BuiltinFunctionType),
+)
+
+
+def _are_as_they_were(constants: list[tuple[str, Any, Any]]) -> bool:
+    names = _main_names.home()
+    return all(
+        names.get(name) is value and (state is None or _state_of(value) == state)
+        for name, value, state in constants
+    )
 
 
 # By function: what it was made of when it was pickled, the bytes, the names it uses.

@@ -23,7 +23,7 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 
 from . import _main_names
-from ._main_values import SendingPickler
+from ._main_values import SendingPickler, pickle_by_name
 from ._picklers import Pickler
 from .errors import StookError
 
@@ -188,11 +188,13 @@ def unpickle_dtype(data: bytes) -> Any:
 def dump_function(function: Any) -> bytes:
     """Pickles a function that a pool's workers are to call.
 
+    If it is the same object as last time, workers that have it need no other.
+
     Raises:
       StookError: Something in it cannot be pickled; the message says what and where it hangs.
     """
     try:
-        return _dumps(function)
+        return pickle_by_name(function) or _dumps(function)
     except Exception:
         dump_for_workers({"function": function})  # raises, and says why
         raise

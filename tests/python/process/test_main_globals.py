@@ -179,6 +179,56 @@ pool.close()
 
 
 @each_method
+def test_an_older_definition_undoes_nothing(method: str, run_python: RunPython) -> None:
+    """Jobs may come to a worker in another order than that in which they were submitted."""
+    code = """
+from stook._pickling import dump_function
+SETTING = 1
+TABLE = [1]
+
+def setting():
+    return SETTING, TABLE
+
+def again():
+    return SETTING
+
+def ask_made(pool, made):
+    got = []
+    pool.submit(made, (), sink=lambda ok, value: got.append(value), background=False)
+    pool.wait(lambda: got)
+    return got[0]
+
+pool = pool_of_one()
+older = pool.function(setting)
+SETTING = 2
+TABLE = [1, 2]
+newer = pool.function(setting)
+assert ask_made(pool, newer) == (2, [1, 2])
+assert ask_made(pool, older) == ask_made(pool, newer) == (2, [1, 2])
+
+# What is the same object needs to be sent once: so it may be the same only if nothing changed.
+for function in (setting, again):
+    for _ in range(3):
+        known = dump_function(function)
+    assert dump_function(function) is known
+TABLE.append(3)
+assert dump_function(setting) != known
+known = dump_function(again)
+SETTING = 3
+assert dump_function(again) != known
+SETTING = 2
+assert dump_function(again) != known  # a worker may have the 3
+def again():
+    return -SETTING
+assert ask(pool, again) == -2 and ask(pool, setting) == (2, [1, 2, 3])
+SETTING = 4
+assert [ask(pool, again) for _ in range(4)] == [-4] * 4
+pool.close()
+"""
+    run_python(PROLOGUE + code, method).check()
+
+
+@each_method
 def test_one_object_stays_one(method: str, run_python: RunPython) -> None:
     """Sentinels, registries, cycles: also where definitions came one after the other."""
     code = """
