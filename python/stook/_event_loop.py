@@ -23,9 +23,12 @@ _get_running_loop = asyncio._get_running_loop
 # Calls between two looks at what has come while a loop makes one call after the other, as a
 # comprehension in asyncio.gather() does: without them the workers would run out of jobs.
 _CALLS_PER_LOOK = 32
-# A loop that has far more calls outstanding than the workers have at hand looks once in so many
-# seconds, rather than being woken for each result. It is what asyncio's selectors can measure.
+# A loop with far more calls outstanding than the workers have at hand looks after so many seconds,
+# rather than being woken for each result; unless the workers may by then have run out of jobs,
+# which are so many for each (stook/_task_pool.py). Selectors may take a millisecond longer.
 _PAUSE = 0.001
+_LONGEST_PAUSE = 0.002
+_JOBS_AT_HAND = 32
 
 
 class PureFuture(asyncio.Future[Any]):
@@ -107,11 +110,13 @@ class LoopLink:
         self.loop = loop
         self.pool = pool
         self.outstanding = 0  # futures that are not settled
+        self._jobs_at_hand = _JOBS_AT_HAND * pool.num_workers
         self._calls = 0
         self._descriptor = -1  # watched while calls are outstanding
         self._is_scheduled = False  # a call of _look is on its way; any thread sets it
         self._is_looking = False
         self._last_look = 0.0
+        self._timer: asyncio.TimerHandle | None = None  # of a pause
 
     def call(
         self,
@@ -127,6 +132,9 @@ class LoopLink:
         self.outstanding += 1
         if self._descriptor < 0:
             self._watch()
+        if not self._is_scheduled:  # for the workers to be told, if they sleep
+            self._is_scheduled = True
+            self.loop.call_soon(self._look)
         self._calls += 1
         if self._calls % _CALLS_PER_LOOK == 0:
             self._is_looking = True
@@ -188,13 +196,14 @@ class LoopLink:
         self.loop.add_reader(self._descriptor, self._look)
         self.pool._waiting.insert(0, self)
         self._last_look = time.monotonic()
-        self._is_scheduled = True
-        self.loop.call_soon(self._look)
 
     def _stop_watching(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor < 0:
             return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         with contextlib.suppress(ValueError):
             self.pool._waiting.remove(self)
         if not self.loop.is_closed():
@@ -207,21 +216,35 @@ class LoopLink:
     def _look(self) -> None:
         """Delivers what is there, and sees to it that the loop hears of what comes."""
         self._is_scheduled = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._descriptor < 0:
             return
+        pool = self.pool
+        before = self.outstanding
         self._is_looking = True
         try:
-            self.pool.deliver()
+            pool.deliver()
         finally:
             self._is_looking = False
         if self.outstanding == 0:
             self._stop_watching()
-            return
-        if self.pool._queue.is_pumped:
-            return  # by a thread, which tells this loop when it stops
-        if not self.pool.arm():
+        elif pool._queue.is_pumped:
+            pool.arm()  # tells the workers; the thread tells this loop when it stops
+        elif self._can_pause(before - self.outstanding):
+            self._timer = self.loop.call_later(_PAUSE, self._look)
+        elif not pool.arm():
             self._is_scheduled = True
             self.loop.call_soon(self._look)
+
+    def _can_pause(self, settled: int) -> bool:
+        """True if a pause leaves the workers jobs, at the pace of the last look."""
+        now = time.monotonic()
+        passed, self._last_look = now - self._last_look, now
+        if settled == 0 or self.outstanding < 2 * self._jobs_at_hand:
+            return False
+        return settled * _LONGEST_PAUSE < passed * 0.75 * self._jobs_at_hand
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", -1) >= 0:

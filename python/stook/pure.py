@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import functools
 import inspect
-import os
 import sys
 import types
-import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from ._event_loop import LoopLink, PureCoroutine, PureFuture
-from ._locks import renew_lock_in_child
+from ._event_loop import PureCoroutine, PureFuture
+from ._references import Decorated, References
 from ._server import load_state
-from ._start import crosses_by_name, forget_in_children
+from ._shared_pools import Settings, shared_pool
 from ._task_pool import Function, TaskPool
+from ._worker_loop import never_waits, run_at_once, run_coroutine
 from .errors import PoolBroken, StookError
 from .options import MultiprocessingOptions, check_int
 from .worker_info import _state
@@ -32,146 +30,6 @@ R = TypeVar("R")
 F = TypeVar("F", bound="PureFunction[Any, Any]")
 
 _get_running_loop = asyncio._get_running_loop
-
-
-# ---- the pools -----------------------------------------------------------------------------------
-
-
-class _Settings:
-    """What a pool is started with. Functions whose settings are equal share one."""
-
-    __slots__ = ("initargs", "initializer", "max_workers", "options")
-
-    def __init__(
-        self,
-        max_workers: int | None,
-        initializer: Callable[..., Any] | None,
-        initargs: tuple[Any, ...],
-        options: MultiprocessingOptions | None,
-    ) -> None:
-        self.max_workers = max_workers
-        self.initializer = initializer
-        self.initargs = initargs
-        self.options = options
-
-    def _all(self) -> tuple[Any, ...]:
-        return self.max_workers, self.initializer, self.initargs, self.options
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Settings) and self._all() == other._all()
-
-    def __hash__(self) -> int:
-        return hash(self._all())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Settings, self._all()
-
-    def workers(self) -> int:
-        if self.max_workers is not None:
-            return self.max_workers
-        if self.options is not None and self.options.num_workers > 0:
-            return self.options.num_workers
-        return len(os.sched_getaffinity(0))
-
-
-class _SharedPool:
-    """The workers of all functions with the same settings; started by the first call."""
-
-    _lock: Any  # see _locks.py
-
-    def __init__(self, settings: _Settings) -> None:
-        self.settings = settings
-        self._pool: TaskPool | None = None
-        # For the loop that called last; and for each.
-        self._link: LoopLink | None = None
-        self._links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLink]
-        self._links = weakref.WeakKeyDictionary()
-        self._users: weakref.WeakSet[PureFunction[Any, Any]] = weakref.WeakSet()
-        renew_lock_in_child(self)
-        forget_in_children(self)
-
-    def pool(self) -> TaskPool:
-        """A pool that is open."""
-        pool = self._pool
-        return pool if pool is not None and not pool.is_closed else self._start()
-
-    def _start(self) -> TaskPool:
-        with self._lock:
-            if self._pool is not None and not self._pool.is_closed:
-                return self._pool
-            if _at_exit:
-                raise PoolBroken(
-                    "a pure function was called while the interpreter exits, when its workers"
-                    " have been ended; call its __wrapped__ to run it here"
-                )
-            self._link = None
-            self._links.clear()
-            self._pool = TaskPool(
-                self.settings.workers(),
-                options=self.settings.options,
-                initializer=self.settings.initializer,
-                initargs=self.settings.initargs,
-                name="stook-pure",
-            )
-            return self._pool
-
-    def link(self, loop: asyncio.AbstractEventLoop) -> LoopLink:
-        """What connects the open pool and the loop of this thread."""
-        link = self._link  # another thread may put its own there
-        if link is not None and link.loop is loop and not link.pool.is_closed:
-            return link
-        pool = self.pool()
-        with self._lock:
-            link = self._links.get(loop)
-            if link is None or link.pool is not pool:
-                for other in [other for other in self._links if other.is_closed()]:
-                    del self._links[other]
-                link = self._links[loop] = LoopLink(loop, pool)
-            self._link = link
-        return link
-
-    def close(self) -> None:
-        with self._lock:
-            pool, self._pool = self._pool, None
-            self._link = None
-            self._links.clear()
-            for user in list(self._users):
-                user._sent = None
-            self._users.clear()
-        if pool is not None:
-            pool.close()
-
-    def _forget(self) -> None:
-        """In a forked child: the next call starts workers of the child's own."""
-        self._pool = self._link = None
-        self._links = weakref.WeakKeyDictionary()
-
-
-# A pool lives as long as the functions that use it; one without an initializer, which functions to
-# come may share, for the length of the program.
-_shared: weakref.WeakValueDictionary[_Settings, _SharedPool] = weakref.WeakValueDictionary()
-_kept: dict[_Settings, _SharedPool] = {}
-_at_exit = False
-
-
-def _shared_pool(settings: _Settings) -> _SharedPool:
-    try:
-        if settings.initializer is None:
-            return _kept.setdefault(settings, _SharedPool(settings))
-        return _shared.setdefault(settings, _SharedPool(settings))
-    except TypeError:  # initargs that cannot be compared: a pool of its own
-        return _SharedPool(settings)
-
-
-def _end_kept_pools() -> None:
-    for shared in _kept.values():
-        shared.close()
-
-
-@atexit.register  # after _task_pool's, so called before it
-def _leave() -> None:
-    global _at_exit
-    _at_exit = True
 
 
 # ---- what crosses --------------------------------------------------------------------------------
@@ -224,7 +82,7 @@ def _by_name(module: str, name: str) -> PureFunction[Any, Any]:
 
 
 def _by_value(
-    kind: type[PureFunction[Any, Any]], function: Callable[..., Any], settings: _Settings
+    kind: type[PureFunction[Any, Any]], function: Callable[..., Any], settings: Settings
 ) -> PureFunction[Any, Any]:
     return kind(function, settings)
 
@@ -233,126 +91,6 @@ def _reduce_for_cloudpickle(function: PureFunction[Any, Any]) -> tuple[Any, ...]
     if function._crosses_by_name():
         return _by_name, (function.__module__, function.__qualname__)
     return _by_value, (type(function), function.__wrapped__, function._shared.settings)
-
-
-class _Sent:
-    """A function as a pool's workers know it, and what it looked at when it was sent.
-
-    A function that can be imported is sent once. Of others what they refer to is sent along: global
-    variables and those of closures, of the functions they call as well. They are sent again if one
-    of these is another object now, and at each call if one can change without becoming another.
-    """
-
-    __slots__ = ("_cells", "_names", "function", "is_constant", "pool")
-
-    def __init__(self, pool: TaskPool, pure_function: PureFunction[Any, Any]) -> None:
-        self.pool = pool
-        self._names: list[tuple[dict[str, Any], str, Any]] = []
-        self._cells: list[tuple[Any, Any]] = []
-        self.is_constant = True
-        if not pure_function._crosses_by_name():
-            self._look_at(pure_function.__wrapped__, set())
-        self.function: Function = pool.function(_Body(pure_function))
-
-    def is_fresh(self) -> bool:
-        if not self.is_constant:
-            return False
-        for variables, name, value in self._names:
-            if variables.get(name, _Sent) is not value:
-                return False
-        return all(_contents(cell) is value for cell, value in self._cells)
-
-    def _look_at(self, value: Any, seen: set[int]) -> None:
-        if id(value) in seen or isinstance(value, _CONSTANT) or crosses_by_name(value):
-            return
-        seen.add(id(value))
-        if isinstance(value, PureFunction):
-            if not value._crosses_by_name():
-                self._look_at(value.__wrapped__, seen)
-        elif isinstance(value, (tuple, frozenset)):
-            for item in value:
-                self._look_at(item, seen)
-        elif isinstance(value, types.FunctionType):
-            variables = value.__globals__
-            for name in _names_in(value.__code__):
-                found = variables.get(name, _Sent)
-                self._names.append((variables, name, found))
-                self._look_at(found, seen)
-            for cell in value.__closure__ or ():
-                found = _contents(cell)
-                self._cells.append((cell, found))
-                self._look_at(found, seen)
-            self._look_at(value.__defaults__ or (), seen)
-            self._look_at(tuple((value.__kwdefaults__ or {}).values()), seen)
-            if value.__dict__:
-                self._look_at(tuple(value.__dict__.values()), seen)
-        else:
-            self.is_constant = False
-
-
-# What does not change, or is compared by identity: a class is redefined rather than changed.
-_CONSTANT = (
-    bool, int, float, complex, str, bytes, range, type, types.NoneType, types.EllipsisType,
-    types.ModuleType, types.BuiltinFunctionType, types.CodeType,
-)  # fmt: skip
-
-
-def _names_in(code: types.CodeType) -> set[str]:
-    """Names that the code of a function, and of those defined in it, may look up globally."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _names_in(constant)
-    return names
-
-
-def _contents(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # an empty one
-        return _Sent
-
-
-# ---- in a worker ---------------------------------------------------------------------------------
-
-
-class _WorkerLoop:
-    """The event loop in which a worker runs coroutines, one after the other."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
-        loop = self._loop
-        if loop is None or loop.is_closed():
-            loop = self._loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(loop)
-        try:
-            return loop.run_until_complete(coroutine)
-        finally:
-            left = asyncio.all_tasks(loop)
-            if left:
-                _end_tasks(loop, left)
-
-
-def _end_tasks(loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[Any]]) -> None:
-    """Ends tasks that a call left behind, as asyncio.run() does."""
-    for task in tasks:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-    for task in tasks:
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            loop.call_exception_handler(
-                {"message": "a task that a pure call left behind", "exception": error, "task": task}
-            )
-
-
-_worker_loop = _WorkerLoop()
-
-
-def _run_coroutine(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return _worker_loop.run(function(*args, **kwargs))
 
 
 # ---- in the caller -------------------------------------------------------------------------------
@@ -375,7 +113,7 @@ class _Call:
         return self.ok is not None
 
 
-class PureFunction(Generic[P, R]):
+class PureFunction(Decorated, Generic[P, R]):
     """A function that runs in worker processes; what `stook.pure` makes of a `def`.
 
     Attributes:
@@ -386,14 +124,15 @@ class PureFunction(Generic[P, R]):
     __name__: str
     __qualname__: str
 
-    def __init__(self, function: Callable[..., Any], settings: _Settings) -> None:
+    def __init__(self, function: Callable[..., Any], settings: Settings) -> None:
         functools.update_wrapper(self, function)
         # inspect takes what has these for a function: signature(), iscoroutinefunction().
         for name in ("__code__", "__defaults__", "__kwdefaults__"):
             if hasattr(function, name):
                 setattr(self, name, getattr(function, name))
-        self._shared = _shared_pool(settings)
-        self._sent: _Sent | None = None
+        self._shared = shared_pool(settings)
+        # What the workers of a pool know it as, and what it referred to then.
+        self._sent: tuple[TaskPool, Function, References | None] | None = None
         self._is_found: bool | None = None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -480,11 +219,16 @@ class PureFunction(Generic[P, R]):
         return found
 
     def _function(self, pool: TaskPool) -> Function:
+        """What `pool`'s workers know it as; sent again only if it may be stale."""
         sent = self._sent
-        if sent is None or sent.pool is not pool or not sent.is_fresh():
-            sent = self._sent = _Sent(pool, self)
-            self._shared._users.add(self)
-        return sent.function
+        if sent is not None and sent[0] is pool and (sent[2] is None or sent[2].are_fresh()):
+            return sent[1]
+        # Looked at first: what changes meanwhile is found stale by the next call.
+        references = None if self._crosses_by_name() else References(self.__wrapped__)
+        function = pool.function(_Body(self))
+        self._sent = pool, function, references
+        self._shared.users.add(self)
+        return function
 
     def _run_here(self) -> Callable[..., Any]:
         return self.__wrapped__
@@ -493,7 +237,7 @@ class PureFunction(Generic[P, R]):
 class PureAsyncFunction(PureFunction[P, Any], Generic[P, R]):
     """What `stook.pure` makes of an `async def`: its calls are futures of the running loop."""
 
-    def __init__(self, function: Callable[..., Any], settings: _Settings) -> None:
+    def __init__(self, function: Callable[..., Any], settings: Settings) -> None:
         super().__init__(function, settings)
         with contextlib.suppress(AttributeError):  # from Python 3.12 on; before, __code__ tells
             inspect.markcoroutinefunction(self)  # type: ignore[attr-defined, unused-ignore]
@@ -523,7 +267,8 @@ class PureAsyncFunction(PureFunction[P, Any], Generic[P, R]):
         return call()
 
     def _run_here(self) -> Callable[..., Any]:
-        return functools.partial(_run_coroutine, self.__wrapped__)
+        run = run_at_once if never_waits(self.__wrapped__) else run_coroutine
+        return functools.partial(run, self.__wrapped__)
 
 
 for _kind in (PureFunction, PureAsyncFunction):
@@ -611,7 +356,7 @@ def pure(
 class _Decorator:
     """`pure` with its settings."""
 
-    def __init__(self, settings: _Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     @overload
@@ -645,7 +390,7 @@ def _checked(
     initializer: Callable[..., Any] | None,
     initargs: tuple[Any, ...],
     options: MultiprocessingOptions | None,
-) -> _Settings:
+) -> Settings:
     if max_workers is not None:
         max_workers = check_int("stook.pure", "max_workers", max_workers, 1, 1024)
     if initializer is not None and not callable(initializer):
@@ -654,4 +399,4 @@ def _checked(
         raise TypeError(
             f"stook.pure: options must be MultiprocessingOptions or None, got {options!r}"
         )
-    return _Settings(max_workers, initializer, tuple(initargs), options)
+    return Settings(max_workers, initializer, tuple(initargs), options)

@@ -19,14 +19,14 @@ import pytest
 from pure_module import Shape, add, cached, count, echo, factorial, full, multiply, pid, raises
 
 import stook
-from stook.pure import _end_kept_pools
+from stook._shared_pools import end_kept_pools
 
 
 @pytest.fixture(autouse=True)
 def no_pools() -> Iterator[None]:
     """Ends the workers that a test's calls have started."""
     yield
-    _end_kept_pools()
+    end_kept_pools()
 
 
 def pure(**settings: Any) -> Any:

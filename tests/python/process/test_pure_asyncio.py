@@ -15,14 +15,14 @@ import pytest
 from pure_module import add, multiply, raises
 
 import stook
-from stook.pure import _end_kept_pools
+from stook._shared_pools import end_kept_pools
 
 
 @pytest.fixture(autouse=True)
 def no_pools() -> Iterator[None]:
     """Ends the workers that a test's calls have started."""
     yield
-    _end_kept_pools()
+    end_kept_pools()
 
 
 pure = stook.pure(max_workers=2)
