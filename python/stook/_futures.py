@@ -15,6 +15,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import _base
@@ -40,6 +41,7 @@ _LINGER = 12  # graces without any work, then the pool's thread goes to sleep
 _SUBMITS_PER_LOOK = 32  # a thread that only submits delivers, too: half a worker's jobs at hand
 # A thread that sleeps in the pool does not hear of a cancellation; it looks.
 _LOOK = 0.05
+_INSTANT = 0.001
 
 _ABRUPT = (
     "A process in the process pool was terminated abruptly while the future was running or pending."
@@ -407,15 +409,20 @@ class FuturePool:
         """Runs the pool, in this thread, until `done()` or for `timeout` seconds."""
         tasks = self.tasks
         if timeout is not None and timeout <= 0:
-            tasks.deliver()
+            if not done():
+                tasks.deliver()
             return done()
+        deadline = None if timeout is None else time.monotonic() + timeout
         self._visits -= 1  # submit() counts the other way: it changes, whatever happens
         self._impatient.append(None)
         try:
-            while not tasks.wait(done, _LOOK if timeout is None else min(timeout, _LOOK)):
-                if timeout is not None:
-                    timeout -= _LOOK
-                    if timeout <= 0:
+            left = _LOOK if timeout is None else min(timeout, _LOOK)
+            while not tasks.wait(done, left):
+                if tasks.is_closed and not done():
+                    time.sleep(_INSTANT)  # another thread is about to settle it
+                if deadline is not None:
+                    left = min(deadline - time.monotonic(), _LOOK)
+                    if left <= 0:
                         return done()
             return True
         finally:

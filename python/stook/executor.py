@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import _base
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any
 
@@ -100,6 +101,7 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
         # Not the original's, which makes queues and semaphores.
         self._pool: FuturePool | None = None
         self._is_shut_down = False
+        self._was_broken: str | bool = False
         self._lock = threading.Lock()
         self._handles: dict[int, WorkerHandle] | None = {}
         if options is not None and not isinstance(options, MultiprocessingOptions):
@@ -214,6 +216,8 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
     def _start(self) -> FuturePool:
         """Starts the workers, at the first task."""
         with self._lock:
+            if self._was_broken:
+                raise BrokenProcessPool(self._was_broken)
             if self._is_shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if self._pool is None:
@@ -253,7 +257,7 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
     @property
     def _broken(self) -> str | bool:  # type: ignore[override]
         if self._pool is None:
-            return False
+            return self._was_broken
         self._pool._note_broken()
         return self._pool.broken or False
 
@@ -269,8 +273,12 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
         with self._lock:
             self._is_shut_down = True
             self._handles = None
-        if self._pool is not None:
-            self._pool.shut_down(wait=wait, cancel_futures=cancel_futures)
+        pool = self._pool
+        if pool is not None:
+            pool.shut_down(wait=wait, cancel_futures=cancel_futures)
+            if not pool.thread.is_alive():  # its memory goes with it, and with its futures
+                self._was_broken = self._broken
+                self._pool = None
 
     def terminate_workers(self) -> None:
         """Sends every worker SIGTERM; what no worker has begun is cancelled, the rest is broken.
@@ -311,7 +319,7 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
         self.shutdown(wait=False, cancel_futures=True)
         if self._pool is not None:
             self._pool.kill("the program was interrupted")
-            self._pool.shut_down(wait=True)
+        self.shutdown(wait=True)
 
     def __del__(self) -> None:
         pool = getattr(self, "_pool", None)
