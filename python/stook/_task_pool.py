@@ -130,6 +130,9 @@ class TaskPool(StaysHere):
         self._forked = False
         self._waiting: list[Any] = []
         self._functions: dict[Any, Function] = {}
+        # Those that cross by value: their last pickle, and what was made of it.
+        self._last_made: weakref.WeakKeyDictionary[Any, tuple[bytes, Function]]
+        self._last_made = weakref.WeakKeyDictionary()
         self._numbers = itertools.count(1)
         self._thread: threading.Thread | None = None
         self._thread_is_awake = False
@@ -171,11 +174,17 @@ class TaskPool(StaysHere):
             if known is not None:
                 return known
         self._check_usable()
-        definition = dump_function(function)
+        definition = dump_function(function)  # the same object again if nothing has changed
+        with contextlib.suppress(TypeError):  # not hashable, or no weak references
+            last, made = self._last_made.get(function, (None, None))
+            if last is definition and made is not None:
+                return made
         made = Function(self._core, next(self._numbers), definition)
-        if crosses_by_name(function):
-            with contextlib.suppress(TypeError):
+        with contextlib.suppress(TypeError):
+            if crosses_by_name(function):
                 self._functions[function] = made
+            else:
+                self._last_made[function] = definition, made
         return made
 
     def submit(
@@ -364,6 +373,7 @@ class TaskPool(StaysHere):
             self._queue.fail_all(error or PoolBroken("the pool was closed before this task ran"))
         finally:
             self._functions.clear()
+            self._last_made.clear()
             _notify(self._waiting, True)
             self._work.release()
 
