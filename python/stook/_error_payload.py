@@ -17,8 +17,7 @@ import traceback
 import types
 from typing import Any
 
-import cloudpickle  # type: ignore[import-untyped]
-
+from ._pickling import pickle_error
 from .errors import RemoteError, StookError, add_note
 
 __all__ = ["decode_error", "encode_error", "is_undecodable", "mark_undecodable"]
@@ -35,9 +34,9 @@ def encode_error(error: BaseException) -> bytes:
     parts: bytes | None = None
     reason = ""
     try:
-        pickled = cloudpickle.dumps(error, protocol=5)
+        pickled = pickle_error(error)
         if _has_own_init(type(error)):
-            parts = cloudpickle.dumps(_take_apart(error), protocol=5)
+            parts = pickle_error(_take_apart(error))
     except BaseException as failure:
         reason = f"{type(failure).__name__}: {_text_of(failure)}"
     return b"P" + pickle.dumps((pickled, parts, reason, text, name), protocol=5)

@@ -31,6 +31,7 @@ __all__ = [
     "dump_for_workers",
     "dump_function",
     "pickle_dtype",
+    "pickle_error",
     "pickle_objects",
     "pickle_results",
     "track_classes",
@@ -149,6 +150,13 @@ def pickle_objects(objects: list[Any], min_shared_bytes: int) -> tuple[bytes, li
 def pickle_results(objects: list[Any], min_shared_bytes: int) -> tuple[bytes, list[Any]]:
     """As `pickle_objects`, for the way back."""
     return _pickle_leaves(_ResultPickler, objects, min_shared_bytes)
+
+
+def pickle_error(error: Any) -> bytes:
+    """Pickles what is part of an error on the way back."""
+    file = io.BytesIO()
+    _ResultPickler(file, protocol=5).dump(error)
+    return file.getvalue()
 
 
 def _pickle_leaves(

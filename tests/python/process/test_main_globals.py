@@ -477,3 +477,27 @@ assert ask(pool, lambda: lock) is None
 pool.close()
 """
     run_python(PROLOGUE + code).check()
+
+
+@each_method
+def test_an_error_that_comes_back_leaves_its_class_as_it_is(
+    method: str, run_python: RunPython
+) -> None:
+    done = run_python(f"""
+        from stook._task_pool import TaskPool
+
+        class Oops(Exception):
+            seen = "here"
+
+        def fail():
+            Oops.seen = "there"
+            raise Oops("so")
+
+        pool = TaskPool(1, start_method={method!r})
+        got = []
+        pool.submit(pool.function(fail), sink=lambda ok, error: got.append(error))
+        pool.wait(lambda: got)
+        print(type(got[0]) is Oops, Oops.seen, got[0])
+        pool.close()
+    """)
+    assert done.stdout.split() == ["True", "here", "so"]
