@@ -672,11 +672,13 @@ class IMapIterator:
 
     def __next__(self) -> Any:
         ready = self._ready
-        feed = self._feed
+        if not ready:
+            return self.next()
         try:
             value = ready.popleft()
-        except IndexError:
+        except IndexError:  # another thread has taken it
             return self.next()
+        feed = self._feed
         if len(ready) <= feed.low:
             feed.more()
         if type(value) is Failure:

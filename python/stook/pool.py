@@ -8,6 +8,7 @@ import operator
 import os
 import pickle
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +36,9 @@ _MOST_ITEMS = 1000
 
 # How often `join` looks whether a source that blocks has come to its end.
 _LOOK_SECONDS = 0.05
+
+# How long the results of a pool may take to hear of its end.
+_CLOSING_SECONDS = 5.0
 
 
 class _Result(AsyncResult):
@@ -108,6 +112,8 @@ class _MapFeed(Feed):
         self, job: Job, results: list[Any], errors: dict[int, BaseException]
     ) -> None:
         first = min(errors)
+        if isinstance(errors[first], (PoolBroken, PoolTerminated)):
+            self.break_off(errors[first])
         with self.lock:
             # The first in the order of items, whichever came first.
             if self._error is None or job.at + first < self._error_at:
@@ -488,7 +494,15 @@ class Pool(StaysHere):
         then runs callbacks.
         """
         self._check_process()
-        return self._tasks.wait(done, timeout)
+        tasks = self._tasks
+        answer = tasks.wait(done, timeout)
+        if not answer and tasks.is_closed:
+            # Another thread closes it, and is about to say so to all results.
+            end = time.monotonic() + (_CLOSING_SECONDS if timeout is None else timeout)
+            while not done() and tasks.outstanding and time.monotonic() < end:
+                time.sleep(0.001)
+            answer = done()
+        return answer
 
     def _end(self) -> None:
         error = PoolTerminated("the pool was terminated before this result was there")
