@@ -143,7 +143,7 @@ class PureFunction(Decorated, Generic[P, R]):
         call = _Call()
         number = pool.submit(self._function(pool), args, kwargs, sink=call, background=False)
         if pool._queue.is_pumped:
-            # The thread that delivers is asleep already, so it has not told the workers of this.
+            # Who delivers is asleep, and would tell idle workers milliseconds later.
             pool.arm()
         try:
             pool.wait(call.is_done)

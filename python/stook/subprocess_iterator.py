@@ -139,7 +139,8 @@ class _Source:
 
     def __call__(self, iteration: int, step: int) -> Any:
         if step == _END:
-            return self._end(iteration)
+            self._iterators.pop(iteration, None)  # which closes a generator
+            return None
         if step == _FIRST:
             self._begin(iteration)
         iterator = self._iterators.get(iteration)
@@ -160,12 +161,6 @@ class _Source:
         # An iterator can be used up only once.
         self._iterable = None if iterator is iterable else iterable
         self._iterators[iteration] = iterator
-
-    def _end(self, iteration: int) -> None:
-        iterator = self._iterators.pop(iteration, None)
-        close = getattr(iterator, "close", None)
-        if close is not None:
-            close()
 
 
 _FIRST, _NEXT, _END = range(3)

@@ -164,20 +164,21 @@ def test_globals_of_the_main_module_are_never_stale(run_python: Callable[..., An
         def scale(number):
             return helper(number) + TABLE["offset"]
 
-        def later(number):
-            return scale(number)
+        @stook.pure(max_workers=1)
+        def scale_plainly(number):
+            return helper(number)
 
-        print(scale(5))
+        print(scale_plainly(5), scale(5))
         FACTOR = 3
-        print(scale(5))
+        print(scale_plainly(5), scale(5))
         TABLE["offset"] = 1
         print(scale(5))
         def helper(number):
             return -number
-        print(scale(5))
+        print(scale_plainly(5), scale(5))
         """
     ).check()
-    assert done.stdout.split() == ["10", "15", "16", "-4"]
+    assert done.stdout.split() == ["10", "10", "15", "15", "16", "-5", "-4"]
 
 
 def test_what_does_not_change_is_sent_once() -> None:

@@ -116,6 +116,43 @@ def test_the_loop_goes_on_while_it_waits(pipe: str) -> None:
     asyncio.run(main())
 
 
+def test_calls_are_begun_while_another_one_blocks(pipe: str) -> None:
+    async def main() -> None:
+        waiting = wait_for.call_async(pipe)
+        for number in range(200):
+            assert await multiply(number) == 2 * number
+        assert not waiting.done()
+        await asyncio.to_thread(let_go, pipe)
+        await waiting
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_idle_workers_are_told_while_a_thread_takes_delivery(plain: bool, tmp_path: Path) -> None:
+    # Two workers are kept busy, the second only just before the third is needed.
+    three = stook.pure(max_workers=3)
+    wait, double = three(wait_for.__wrapped__), three(lambda number: 2 * number)
+    pipes = [str(tmp_path / name) for name in "ab"]
+    for path in pipes:
+        os.mkfifo(path)
+    assert double(1) == 2
+    thread = threading.Thread(target=wait, args=(pipes[0],))
+
+    async def main() -> None:
+        thread.start()
+        held = await asyncio.to_thread(os.open, pipes[0], os.O_WRONLY)  # once a worker reads
+        waiting = wait.call_async(pipes[1])
+        result = double(4) if plain else await double.call_async(4)
+        assert result == 8
+        await asyncio.to_thread(let_go, pipes[1])
+        await waiting
+        os.close(held)
+
+    asyncio.run(main())
+    thread.join()
+
+
 def test_arrays_come_in_shared_memory() -> None:
     @pure
     async def full(size: int) -> np.ndarray:
