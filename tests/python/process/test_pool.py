@@ -184,8 +184,14 @@ def test_calls_of_an_imap_that_nobody_looks_at_are_made(pool: stook.Pool, tmp_pa
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == list(range(150))
 
 
-def test_a_million_tiny_calls(pool: stook.Pool) -> None:
-    assert sum(pool.imap(calls.same, range(1_000_000))) == sum(range(1_000_000))
+def test_a_million_tiny_calls_with_few_of_them_in_hand(pool: stook.Pool) -> None:
+    for source in (range(1_000_000), (number for number in range(100_000))):
+        results = pool.imap(calls.same, source)
+        most = 0
+        for index, result in enumerate(results):
+            assert result == index
+            most = max(most, len(results._ready))
+        assert most <= 4 * 2 * 512
 
 
 # ---- errors --------------------------------------------------------------------------------------
