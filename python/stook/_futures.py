@@ -27,7 +27,7 @@ from ._error_payload import is_undecodable
 from ._task_pool import _CALL, _CHUNK, _STAR, Death, TaskPool
 from .errors import PoolBroken, RemoteError, WorkerDied
 
-__all__ = ["FuturePool", "ItemsFuture", "TaskFuture"]
+__all__ = ["FuturePool", "ItemsCall", "ItemsFuture", "TaskFuture"]
 
 _PENDING: str = _base.PENDING
 _CANCELLED: str = _base.CANCELLED_AND_NOTIFIED
@@ -42,6 +42,7 @@ _SUBMITS_PER_LOOK = 32  # a thread that only submits delivers, too: half a worke
 # A thread that sleeps in the pool does not hear of a cancellation; it looks.
 _LOOK = 0.05
 _INSTANT = 0.001
+_PATIENCE = 10  # instants
 
 _ABRUPT = (
     "A process in the process pool was terminated abruptly while the future was running or pending."
@@ -147,6 +148,8 @@ class TaskFuture(concurrent.futures.Future):  # type: ignore[type-arg]
             self._wait(timeout)
         if self._state == _CANCELLED:
             raise concurrent.futures.CancelledError
+        if self.__dict__.get("_callbacks_"):
+            self._pool.let_call_back(self._done_callbacks)
         error = self._exception
         if error is None:
             return self._result
@@ -237,6 +240,23 @@ class ItemsFuture(TaskFuture):
         self._parts = {}
 
 
+class ItemsCall:
+    """What is submitted for `function(*item)` with each of many items; see ItemsFuture."""
+
+    def __init__(self, function: Callable[..., Any], items: list[tuple[Any, ...]]) -> None:
+        self.function = function
+        self.items = items
+
+    def __call__(self) -> list[Any]:
+        return [self.function(*item) for item in self.items]
+
+
+class _Tasks(TaskPool):
+    def __del__(self) -> None:
+        if hasattr(self, "_queue"):  # else its start has failed, and was cleared away
+            super().__del__()
+
+
 class FuturePool:
     """A TaskPool whose tasks settle futures, the thread that looks after it, and its end.
 
@@ -260,7 +280,7 @@ class FuturePool:
             raise RuntimeError(_AFTER_EXIT)
         self.breaks = breaks
         self.broken = ""
-        self.tasks = tasks = TaskPool(num_workers, on_death=self._note_death, name=name, **settings)
+        self.tasks = tasks = _Tasks(num_workers, on_death=self._note_death, name=name, **settings)
         self.futures: set[TaskFuture] = set()
         self._queue = tasks._queue
         self._functions = tasks._functions
@@ -295,6 +315,8 @@ class FuturePool:
         try:
             function = self._functions[fn]
         except (KeyError, TypeError):  # TypeError: not hashable
+            if type(fn) is ItemsCall:
+                return self.submit_items(fn.function, fn.items)
             function = self._define(fn)
             if isinstance(function, _Unsendable):
                 return self.submit(type, (function,), {})
@@ -444,6 +466,19 @@ class FuturePool:
         """Has the callbacks of a future called, soon."""
         self._to_call.append(future)
         self._ring()
+
+    def let_call_back(self, callbacks: deque[Any]) -> None:
+        """Gives callbacks the time to run, as they nearly always have in the original.
+
+        A progress bar that is updated by them would end short of its end. They may need what this
+        thread holds, so it does not wait for them.
+        """
+        if threading.current_thread() is self.thread:
+            return
+        for _ in range(_PATIENCE):
+            if not callbacks:
+                return
+            time.sleep(_INSTANT)
 
     def _ring(self) -> None:
         # Whoever takes what is in it looks at everything after that.

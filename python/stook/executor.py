@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Any
 
 from ._elsewhere import StaysHere
-from ._futures import FuturePool, TaskFuture
+from ._futures import FuturePool, ItemsCall, TaskFuture
 from ._task_pool import WorkerHandle
+from .errors import StookError
 from .options import MultiprocessingOptions
 
 __all__ = ["ProcessPoolExecutor"]
@@ -64,7 +65,9 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
     Args:
       max_workers: Processes; `None`: as many as this process may use processors, or the options'
         `num_workers`.
-      mp_context: Only its start method is taken: `"fork"`, or else `"forkserver"`.
+      mp_context: Only its start method is taken: `"fork"`, or else `"forkserver"`. `None`: the
+        options', or else `"forkserver"`; `"fork"` if `initializer` or `initargs` cannot be sent to
+        a fresh interpreter, and it is what `multiprocessing` would do.
       initializer: Called as `initializer(*initargs)` in each worker before its first call. If it
         raises, the worker logs it, and the pool is broken.
       initargs: Its arguments.
@@ -113,6 +116,13 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
         if max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         self._max_workers = max_workers
+        # Nobody has said how workers are started, and the original's would be forked.
+        self._may_fork = (
+            mp_context is None
+            and options is None
+            and max_tasks_per_child is None
+            and multiprocessing.get_start_method() == "fork"
+        )
         if mp_context is None:
             method = options.start_method if options else None
             if max_tasks_per_child is not None and method is None:
@@ -203,13 +213,10 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
             take = _take_result
         else:
             chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
-            pending = (self._submit_items(fn, chunk) for chunk in chunks)
+            pending = (self.submit(ItemsCall(fn, chunk)) for chunk in chunks)
             take = _take_results
         futures = deque(pending if buffersize is None else itertools.islice(pending, buffersize))
         return take(futures, iter(()) if buffersize is None else pending, deadline)
-
-    def _submit_items(self, fn: Callable[..., Any], items: list[tuple[Any, ...]]) -> TaskFuture:
-        return (self._pool or self._start()).submit_items(fn, items)
 
     # ---- processes -------------------------------------------------------------------------------
 
@@ -221,19 +228,29 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
             if self._is_shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if self._pool is None:
-                initializer = self._initializer
-                self._pool = FuturePool(
-                    self._max_workers,
-                    breaks=self._options is None or self._options.on_worker_death != "restart",
-                    name="stook-executor",
-                    options=self._options,
-                    start_method=self._start_method,
-                    initializer=None if initializer is None else _Initializer(initializer),
-                    initargs=self._initargs,
-                    most_jobs=self._max_tasks_per_child or 0,
-                    start_on_demand=self._start_method != "fork",
-                )
+                try:
+                    self._pool = self._make_pool(self._start_method)
+                except StookError as error:
+                    # A lock of multiprocessing's default context, say, which the original inherits.
+                    if not self._may_fork or "cannot be sent" not in str(error):
+                        raise
+                    self._mp_context = multiprocessing.get_context("fork")
+                    self._pool = self._make_pool("fork")
             return self._pool
+
+    def _make_pool(self, start_method: str) -> FuturePool:
+        initializer = self._initializer
+        return FuturePool(
+            self._max_workers,
+            breaks=self._options is None or self._options.on_worker_death != "restart",
+            name="stook-executor",
+            options=self._options,
+            start_method=start_method,
+            initializer=None if initializer is None else _Initializer(initializer),
+            initargs=self._initargs,
+            most_jobs=self._max_tasks_per_child or 0,
+            start_on_demand=start_method != "fork",
+        )
 
     @property
     def _processes(self) -> dict[int, WorkerHandle] | None:  # type: ignore[override]
