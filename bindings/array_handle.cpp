@@ -146,8 +146,8 @@ PyObject* get_metadata(PyObject* self, void*) {
   PyArrayObject* array = as_array(self);
   note_name_is_known(array);
   const shm::Segment* segment = segment_of(array);
-  PyObject* module = python_side();
-  if (segment == nullptr || module == nullptr) return nullptr;
+  PyObject* module = segment != nullptr ? python_side() : nullptr;
+  if (module == nullptr) return nullptr;
   const OwnedRef type(PyObject_GetAttrString(module, "SharedMemoryArrayMetadata"));
   const OwnedRef shape = tuple_of(PyArray_NDIM(array), PyArray_DIMS(array));
   const OwnedRef strides = tuple_of(PyArray_NDIM(array), PyArray_STRIDES(array));
@@ -162,8 +162,8 @@ PyObject* reduce_array(PyObject* self, PyObject*) {
   PyArrayObject* array = as_array(self);
   note_name_is_known(array);
   const shm::Segment* segment = segment_of(array);
-  PyObject* module = python_side();
-  if (segment == nullptr || module == nullptr) return nullptr;
+  PyObject* module = segment != nullptr ? python_side() : nullptr;
+  if (module == nullptr) return nullptr;
   static PyObject* open = nullptr;  // NOLINT: kept for ever
   if (open == nullptr) open = PyObject_GetAttrString(module, "_attach_array");
   // Flat, and short where it can be: a handle is pickled for every array that is sent.

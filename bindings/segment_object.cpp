@@ -1,6 +1,5 @@
 #include "bindings/segment_object.h"
 
-#include <exception>
 #include <new>
 #include <string_view>
 #include <unordered_map>
@@ -16,7 +15,6 @@ namespace {
 
 struct SegmentObject {
   PyObject_HEAD shm::Segment* segment;
-  bool name_is_known;  // to anybody but this process's own arrays
 };
 
 SegmentObject* as_segment_object(PyObject* object) {
@@ -44,14 +42,6 @@ void segment_dealloc(PyObject* self) {
   const SegmentObject* object = as_segment_object(self);
   const auto entry = mapped().find(object->segment->name());
   if (entry != mapped().end() && entry->second == object) mapped().erase(entry);
-  if (!object->name_is_known && object->segment->is_created_here() &&
-      !object->segment->unlinks_on_release()) {
-    try {
-      object->segment->unlink_on_release();
-    } catch (const std::exception&) {
-      // It stays until this process's segments are swept.
-    }
-  }
   shm::Segment::release(object->segment);
   PyObject_Free(self);
 }
@@ -64,8 +54,8 @@ int segment_get_buffer(PyObject* self, Py_buffer* view, int flags) {
 }
 
 PyObject* segment_repr(PyObject* self) {
-  as_segment_object(self)->name_is_known = true;
-  const shm::Segment* segment = as_segment_object(self)->segment;
+  shm::Segment* segment = as_segment_object(self)->segment;
+  segment->tell_name();
   return PyUnicode_FromFormat("<stook segment %s of %llu bytes>", segment->name().c_str(),
                               static_cast<unsigned long long>(segment->size()));
 }
@@ -90,7 +80,6 @@ PyObject* make_segment_object(shm::Segment::Pointer segment) {
   auto* object = PyObject_New(SegmentObject, &segment_type);
   if (object == nullptr) return nullptr;
   object->segment = segment.release();
-  object->name_is_known = false;
   if (!shm::segment_token(object->segment->name()).empty()) {
     try {
       mapped().try_emplace(object->segment->name(), object);
@@ -102,8 +91,9 @@ PyObject* make_segment_object(shm::Segment::Pointer segment) {
 }
 
 PyObject* attach_segment_object(const char* name) {
-  const auto entry = mapped().find(name);
-  if (entry != mapped().end() && shm::segment_exists(name)) {
+  // As a file it has no leading '/', which shm_open wants; what is left is checked below.
+  const auto entry = mapped().find(name[0] == '/' ? name + 1 : name);
+  if (entry != mapped().end() && shm::segment_exists(entry->second->segment->name())) {
     Py_INCREF(entry->second);
     return reinterpret_cast<PyObject*>(entry->second);
   }
@@ -113,9 +103,7 @@ PyObject* attach_segment_object(const char* name) {
       const WithoutGil without_gil;  // a sweep may have to be waited for
       segment = shm::Segment::attach(name);
     }
-    PyObject* object = make_segment_object(std::move(segment));
-    if (object != nullptr) as_segment_object(object)->name_is_known = true;
-    return object;
+    return make_segment_object(std::move(segment));
   } catch (const shm::Error& error) {
     set_python_error(error);
   } catch (const std::bad_alloc&) {
@@ -127,7 +115,7 @@ PyObject* attach_segment_object(const char* name) {
 void note_name_is_known(PyArrayObject* array) {
   PyObject* segment = end_of_chain(array);
   if (segment == nullptr) return;
-  as_segment_object(segment)->name_is_known = true;
+  segment_in(segment)->tell_name();
   if (told == nullptr) return;
   Py_INCREF(segment);
   told->emplace_back(segment);

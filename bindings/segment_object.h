@@ -20,7 +20,7 @@ PyObject* make_segment_object(shm::Segment::Pointer segment);
 PyObject* attach_segment_object(const char* name);
 
 // Somebody was told the name of the segment under `array`. Where nobody was, nobody can ever ask
-// for it, and the process that created it removes it with the last array.
+// for it, and the process that created it removes it with the last array, or when it ends.
 void note_name_is_known(PyArrayObject* array);
 
 // While one lives, the segments whose names its thread tells (note_name_is_known), pickling of

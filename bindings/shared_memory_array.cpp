@@ -82,7 +82,7 @@ PyObject* array_new(PyTypeObject*, PyObject* arguments, PyObject* keywords) {
     shm::Segment::Pointer segment;
     {
       const WithoutGil without_gil;  // reserving 100 MB takes milliseconds
-      segment = shm::Segment::create(bytes);
+      segment = shm::Segment::create(bytes, true);
     }
     const OwnedRef base(make_segment_object(std::move(segment)));
     if (!base) return nullptr;

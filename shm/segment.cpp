@@ -72,6 +72,7 @@ void check_memory_left(std::uint64_t bytes) {
   if (::statvfs(kDirectory, &space) == 0) {
     message += " has " + std::to_string(space.f_bavail * space.f_frsize) + " bytes free of " +
                std::to_string(space.f_blocks * space.f_frsize);
+    if (space.f_files != 0 && space.f_favail == 0) message += ", and room for no more files";
   } else {
     message += " has no room";
   }
@@ -153,7 +154,7 @@ std::string checked_name(const std::string& given) {
 
 }  // namespace
 
-Segment::Pointer Segment::create(std::uint64_t bytes) {
+Segment::Pointer Segment::create(std::uint64_t bytes, bool secret) {
   bytes = std::max(bytes, kPageBytes);
   const std::uint64_t most = std::min<std::uint64_t>(file_size_limit(), INT64_MAX / 2);
   if (bytes > most) {  // beyond RLIMIT_FSIZE the answer is SIGXFSZ
@@ -168,12 +169,13 @@ Segment::Pointer Segment::create(std::uint64_t bytes) {
   segment->generation_ = fork_generation();
   bip::shared_memory_object object;
   for (;;) {
-    segment->name_ = new_segment_name();
+    segment->name_ = new_segment_name(secret);
     try {
       object = bip::shared_memory_object(bip::create_only, segment->name_.c_str(), bip::read_write,
                                          bip::permissions(0600));
       break;
     } catch (const bip::interprocess_exception& error) {
+      forget_secret_name(segment->name_);
       if (error.get_native_error() == EEXIST) continue;
       if (error.get_native_error() == ENOSPC) throw_no_room(bytes, ENOSPC);
       throw_native("creating the shared segment " + segment->name_, error);
@@ -184,8 +186,10 @@ Segment::Pointer Segment::create(std::uint64_t bytes) {
     segment->region_ = map(object, bytes, segment->name_);
   } catch (...) {
     ::shm_unlink(segment->name_.c_str());
+    forget_secret_name(segment->name_);
     throw;
   }
+  segment->secret_ = secret;
   segment->bytes_ = bytes;
   segment->created_ = true;
   return segment;
@@ -201,6 +205,14 @@ Segment::Pointer Segment::attach(const std::string& name) {
   try {
     object = bip::shared_memory_object(bip::open_only, segment->name_.c_str(), bip::read_write);
   } catch (const bip::interprocess_exception& error) {
+    if (error.get_native_error() == ENOENT) {
+      throw Error(ErrorCode::kSystem,
+                  "there is no shared segment " + segment->name_ +
+                      " (any more): it was unlinked, or its last array was dropped where "
+                      "unlink_on_del() had been called, or whoever had it was killed; let whoever "
+                      "opens it call unlink_on_del(), or keep the array until then",
+                  ENOENT);
+    }
     throw_native("opening the shared segment " + segment->name_, error);
   }
   struct stat status{};
@@ -235,6 +247,7 @@ void Segment::unlink_on_release() {
   // Asked for in a forked child: from now on this copy of the object is the child's own.
   generation_ = fork_generation();
   created_ = false;
+  secret_ = false;
 }
 
 void Segment::keep_on_release() noexcept {
@@ -242,10 +255,17 @@ void Segment::keep_on_release() noexcept {
   unlinks_ = false;
 }
 
+void Segment::tell_name() noexcept {
+  if (!secret_) return;
+  secret_ = false;
+  if (generation_ == fork_generation()) forget_secret_name(name_);
+}
+
 void Segment::release(Segment* segment) noexcept {
   if (segment == nullptr) return;
   if (segment->generation_ != fork_generation()) {
     segment->unlinks_ = false;  // the process that mapped it sees to the name
+    segment->secret_ = false;
     segment->reclaim();
     return;
   }
@@ -260,7 +280,7 @@ void Segment::reclaim() noexcept {
 void Segment::reclaim_at_exit() noexcept { unlink_if_asked(); }
 
 void Segment::unlink_if_asked() noexcept {
-  if (!unlinks_) return;
+  if (!unlinks_ && !secret_) return;
   if (::shm_unlink(name_.c_str()) != 0 && errno != ENOENT) {
     const int error = errno;
     char what[kNameMost + 64];
@@ -268,8 +288,10 @@ void Segment::unlink_if_asked() noexcept {
     count_reclaim_failure(what, error);
   }
   // Only now: if this process is killed before, a sweep removes the name.
-  disown_segment(name_);
+  if (unlinks_) disown_segment(name_);
+  if (secret_) forget_secret_name(name_);
   unlinks_ = false;
+  secret_ = false;
 }
 
 bool segment_exists(const std::string& name) noexcept {

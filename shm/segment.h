@@ -27,8 +27,9 @@ class Segment final : private Reclaimable {
 
   // Reserves `bytes` (at least one page) under a new name; they read as zero. Throws
   // Error(kNoSharedMemory) if /dev/shm, the machine or the memory cgroup has no room: nothing is
-  // left then.
-  static Pointer create(std::uint64_t bytes);
+  // left then. With a secret name, the name goes with the segment, or when the process leaves,
+  // unless tell_name() was called.
+  static Pointer create(std::uint64_t bytes, bool secret = false);
 
   // Maps the segment `name` as it is. Throws Error(kSystem): ENOENT if there is none (any more),
   // EACCES if it is another user's, EMFILE, ENOMEM (with vm.max_map_count named where that is what
@@ -49,8 +50,12 @@ class Segment final : private Reclaimable {
   // The name is somebody else's business again.
   void keep_on_release() noexcept;
 
-  // Unmaps, and unlinks if so asked: on a reclaim thread where there is one. In a forked child of
-  // the process that mapped it: unmaps here, and leaves the name to the process that was asked.
+  // Somebody else knows the name from now on, and may ask for it.
+  void tell_name() noexcept;
+
+  // Unmaps, and unlinks if so asked or if the name is secret: on a reclaim thread where there is
+  // one. In a forked child of the process that mapped it: unmaps here, and leaves the name to the
+  // process that was asked.
   static void release(Segment* segment) noexcept;
 
  private:
@@ -66,6 +71,7 @@ class Segment final : private Reclaimable {
   std::uint64_t generation_ = 0;  // of the process that mapped it
   bool created_ = false;
   bool unlinks_ = false;
+  bool secret_ = false;
   OwnerHold hold_;
 };
 

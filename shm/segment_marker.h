@@ -109,7 +109,8 @@ class AdoptionList {
     if (error != 0) {
       throw Error(error == ENOSPC ? ErrorCode::kNoSharedMemory : ErrorCode::kSystem,
                   std::string("listing a segment to be unlinked needs ") + std::to_string(step) +
-                      " bytes in " + kDirectory + ": " + std::strerror(error),
+                      " bytes in " + kDirectory + ": " + std::strerror(error) +
+                      "; release arrays, remove leftovers there, or make it larger",
                   error);
     }
     void* memory = slots_ == nullptr

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <new>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "shm/error.h"
@@ -55,6 +56,7 @@ struct Owner {
   std::uint64_t next_number = 0;
   AdoptionList list;
   NameMap<Adopted> adopted;
+  std::unordered_set<std::string, NameHash, std::equal_to<>> secret;  // names of this process
   NameMap<std::unique_ptr<Held>> held;
 };
 
@@ -105,7 +107,7 @@ void become_owner(Owner& owner) {
 
 }  // namespace
 
-std::string new_segment_name() {
+std::string new_segment_name(bool secret) {
   Owner& owner = make_current();
   const std::lock_guard lock(owner.mutex);
   become_owner(owner);
@@ -120,7 +122,16 @@ std::string new_segment_name() {
   std::string name;
   name.reserve(kNameMost);
   name.append(kPrefix).append(owner.token).append("_").append(begin, end);
+  if (secret) owner.secret.insert(name);
   return name;
+}
+
+void forget_secret_name(std::string_view name) noexcept {
+  Owner* owner = current.load(std::memory_order_acquire);
+  if (owner == nullptr) return;
+  const std::lock_guard lock(owner->mutex);
+  const auto entry = owner->secret.find(name);
+  if (entry != owner->secret.end()) owner->secret.erase(entry);
 }
 
 std::string_view segment_token(std::string_view name) noexcept {
@@ -249,6 +260,9 @@ void leave_segments() noexcept {
   Owner* owner = current.load(std::memory_order_acquire);
   if (owner == nullptr) return;
   const std::lock_guard lock(owner->mutex);
+  // They stay listed: a thread that was just given one makes its segment now, and leaving again
+  // finds that.
+  for (const std::string& name : owner->secret) ::unlink(path_of(name).c_str());
   if (owner->token.empty()) return;
   for (const auto& [name, adopted] : owner->adopted) ::unlink(path_of(name).c_str());
   owner->adopted.clear();

@@ -14,7 +14,7 @@
 // Locks end with their holder, whatever ends it; so age and process ids, which lie (a pid is used
 // again, a clock is set), decide nothing. Segments that a process is to unlink when it is done with
 // them, its own or another's (adopt), are listed in its marker: they go with it, whether it leaves
-// or is killed.
+// or is killed. So do the names of segments that nobody was told.
 //
 // Any thread. In a forked child the parent's identity is not the child's: it gets one of its own
 // when it first needs one. (The child holds the parent's locks on, since flock belongs to the open
@@ -27,9 +27,13 @@
 
 namespace stook::shm {
 
-// The name of a new segment of this process; makes the process an owner at its first call. Throws
-// Error(kSystem).
-std::string new_segment_name();
+// The name of a new segment of this process; makes the process an owner at its first call. A secret
+// one goes when the process leaves, until it is told or forgotten. Throws Error(kSystem).
+std::string new_segment_name(bool secret = false);
+
+// Secret names are secret no more: somebody else was told the name, or it is gone. Nothing for
+// other names.
+void forget_secret_name(std::string_view name) noexcept;
 
 // The token in a segment's name, or nothing if the name is not one of ours.
 std::string_view segment_token(std::string_view name) noexcept;
@@ -64,9 +68,9 @@ void disown_segment(std::string_view name) noexcept;
 // Returns how many segments were removed. Throws nothing: what cannot be read is left alone.
 std::uint64_t sweep_leftover_segments() noexcept;
 
-// The process leaves in good order: adopted segments are unlinked, the others that it created are
-// kept, its marker goes. Also for tests, which then have no descriptor of it left. A later segment
-// makes it an owner anew.
+// The process leaves in good order: adopted segments and those of secret names are unlinked, the
+// others that it created are kept, its marker goes. Also for tests, which then have no descriptor
+// of it left. A later segment makes it an owner anew.
 void leave_segments() noexcept;
 
 }  // namespace stook::shm

@@ -213,6 +213,41 @@ TEST_F(SegmentTest, WhatIsToBeUnlinkedGoesWithTheProcessIfItLeavesOrIsKilled) {
   }
 }
 
+TEST_F(SegmentTest, ASecretNameGoesWithTheSegmentOrTheProcessUnlessItIsTold) {
+  EXPECT_EQ(exit_code_of_child([] {
+              Segment::Pointer told = Segment::create(100, true);
+              Segment::Pointer dropped = Segment::create(100, true);
+              Segment::Pointer there = Segment::create(100, true);
+              Segment::Pointer flagged = Segment::create(100, true);
+              const std::string names[] = {told->name(), dropped->name(), there->name(),
+                                           flagged->name()};
+              told->tell_name();
+              flagged->unlink_on_release();
+              flagged->tell_name();  // which does not take that back
+              dropped.reset();
+              if (segment_exists(names[1]) || !segment_exists(names[2])) return 1;
+              leave_segments();
+              if (!segment_exists(names[0])) return 2;
+              if (segment_exists(names[2]) || segment_exists(names[3])) return 3;
+              told.reset();
+              if (!segment_exists(names[0])) return 4;
+              unlink_segment(names[0]);
+              return 0;
+            }),
+            0);
+}
+
+TEST_F(SegmentTest, AForkedChildLeavesSecretNamesToItsParent) {
+  const Segment::Pointer mine = Segment::create(100, true);
+  EXPECT_EQ(exit_code_of_child([&] {
+              leave_segments();
+              Segment::release(const_cast<Segment*>(mine.get()));
+              return 0;
+            }),
+            0);
+  EXPECT_TRUE(segment_exists(mine->name()));
+}
+
 TEST_F(SegmentTest, MappingsOutliveTheName) {
   const Segment::Pointer made = create(100);
   const Segment::Pointer attached = Segment::attach(made->name());
@@ -430,10 +465,15 @@ TEST_F(SegmentTest, AFullSharedMemoryDirectoryIsAnErrorThatSaysHowFull) {
     // Not one page for the list of what is to be unlinked.
     const Error full = error_of([&] { first->unlink_on_release(); });
     if (full.code() != ErrorCode::kNoSharedMemory || first->unlinks_on_release()) return 5;
+    if (!says(full, "release arrays")) return 6;
     small.pop_back();
     unlink_segment(small.back()->name());
     small.pop_back();
     first->unlink_on_release();
+    // Files may run out before bytes do.
+    if (::mount("tmpfs", "/dev/shm", "tmpfs", 0, "size=1m,mode=1777,nr_inodes=2") != 0) return 7;
+    const Segment::Pointer only = Segment::create(1);
+    if (!says(error_of([] { Segment::create(1); }), "no more files")) return 8;
     return 0;
   });
   if (code == 77) GTEST_SKIP() << "needs the right to mount a tmpfs (CAP_SYS_ADMIN)";

@@ -1,10 +1,11 @@
-"""Segments that are made when the library has seen to those of the process already."""
+"""Segments that are there, or are being made, when a process ends."""
 
 from __future__ import annotations
 
 import os
 
 from conftest import RunPython
+from stook import _core
 
 
 def ours() -> set[str]:
@@ -36,3 +37,55 @@ def test_what_is_made_after_the_library_has_left(run_python: RunPython) -> None:
         handle.close_and_unlink_shm()
     """
     assert run_python(use).check().stdout == "300\n"
+
+
+def test_what_nobody_was_told_of_goes_at_the_end_too(run_python: RunPython) -> None:
+    # A daemon thread's frame keeps the globals of the program, and so the array, beyond the end.
+    code = """
+        import pickle, threading, stook
+        secret = stook.SharedMemoryArray(10)
+        told = stook.SharedMemoryArray(10)
+        print(pickle.loads(pickle.dumps(told)).metadata.name)
+        threading.Thread(target=lambda: threading.Event().wait(), daemon=True).start()
+    """
+    before = ours()
+    told = run_python(code).check().stdout.strip()
+    assert ours() - before == {told}
+    _core.unlink_segment(told)
+
+
+def test_what_a_child_tells_nobody_of_goes_at_its_end(run_python: RunPython) -> None:
+    code = """
+        import multiprocessing, stook
+        def child():
+            global secret
+            secret = stook.SharedMemoryArray(10)
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join()
+        print(process.exitcode)
+    """
+    before = ours()
+    assert run_python(code).check().stdout == "0\n"
+    assert ours() == before
+
+
+def test_threads_that_make_arrays_at_the_end_leave_nothing(run_python: RunPython) -> None:
+    code = """
+        import threading, stook
+        ready = threading.Barrier(4)
+        def make():
+            for number in range(1 << 30):
+                array = stook.SharedMemoryArray(1000)
+                array.unlink_on_del()
+                if number == 10:
+                    ready.wait()
+        for _ in range(3):
+            threading.Thread(target=make, daemon=True).start()
+        ready.wait()
+    """
+    before = ours()
+    for _ in range(5):
+        run_python(code).check()
+    run_python("import stook").check()  # sweeps what was made after the very end
+    assert ours() == before

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from segment_cases import filled, made, segments
 
+from conftest import RunPython
 from stook import SharedMemoryArray, SharedMemoryArrayMetadata
 
 
@@ -98,7 +99,7 @@ def test_a_handle_of_what_is_gone() -> None:
     handle, pickled = array.metadata, pickle.dumps(array)
     handle.close_and_unlink_shm()
     array[...] = 5  # it stays valid where it is attached
-    with pytest.raises(FileNotFoundError, match=handle.name):
+    with pytest.raises(FileNotFoundError, match=f"no shared segment {handle.name} .any more.: it"):
         SharedMemoryArray.from_metadata(handle)
     with pytest.raises(FileNotFoundError, match=handle.name):
         pickle.loads(pickled)
@@ -154,6 +155,34 @@ def test_one_mapping_serves_all_handles_in_a_process() -> None:
     assert name in segments()
     copies.clear()
     assert name not in segments()
+
+
+def test_a_leading_slash_names_the_same_segment() -> None:
+    array = filled()
+    again = SharedMemoryArray.from_metadata(
+        dataclasses.replace(array.metadata, name="/" + array.metadata.name)
+    )
+    assert again.ctypes.data == array.ctypes.data
+    with pytest.raises(ValueError, match="is no name"):
+        SharedMemoryArray.from_metadata(
+            dataclasses.replace(array.metadata, name="//" + array.metadata.name)
+        )
+
+
+@pytest.mark.parametrize("use", ["pickle.dumps(array)", "array.metadata"])
+def test_an_array_that_was_moved_out_of_its_segment_says_so(
+    run_python: RunPython, use: str
+) -> None:
+    code = f"""
+        import pickle, numpy as np, stook
+        array = stook.SharedMemoryArray(3)
+        array.__setstate__(np.ones(3).__reduce__()[2])
+        try:
+            {use}  # the first use of a handle in its process
+        except ValueError as error:
+            print(error)
+    """
+    assert run_python(code).check().stdout == "this array lies in no segment\n"
 
 
 def test_a_segment_whose_name_nobody_was_told_goes_with_its_last_array() -> None:
