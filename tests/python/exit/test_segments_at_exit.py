@@ -54,20 +54,26 @@ def test_what_nobody_was_told_of_goes_at_the_end_too(run_python: RunPython) -> N
     _core.unlink_segment(told)
 
 
-def test_what_a_child_tells_nobody_of_goes_at_its_end(run_python: RunPython) -> None:
+def test_a_child_that_ends_keeps_what_it_told_and_nothing_else(run_python: RunPython) -> None:
     code = """
-        import multiprocessing, stook
-        def child():
-            global secret
+        import multiprocessing, os, stook
+        from stook import _core
+        def child(pipe):
+            global secret, told
             secret = stook.SharedMemoryArray(10)
-        process = multiprocessing.get_context("fork").Process(target=child)
+            told = stook.SharedMemoryArray(10)
+            pipe.send((told.metadata.name.split("_")[1], told.metadata))
+        context = multiprocessing.get_context("fork")
+        here, there = context.Pipe()
+        process = context.Process(target=child, args=(there,))
         process.start()
+        token, told = here.recv()
         process.join()
-        print(process.exitcode)
+        _core.sweep_leftover_segments()
+        print([name == told.name for name in os.listdir("/dev/shm") if token in name])
+        told.close_and_unlink_shm()
     """
-    before = ours()
-    assert run_python(code).check().stdout == "0\n"
-    assert ours() == before
+    assert run_python(code).check().stdout == "[True]\n"
 
 
 def test_threads_that_make_arrays_at_the_end_leave_nothing(run_python: RunPython) -> None:

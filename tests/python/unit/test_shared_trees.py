@@ -100,8 +100,8 @@ def test_a_tree_that_fails_half_way_leaves_nothing() -> None:
 
 def test_opening_a_tree_of_which_a_part_is_gone_removes_the_rest() -> None:
     before = segments()
-    handles = stook.copy_to_shared(Pair(np.zeros(10), np.ones(10)))
-    handles.right.close_and_unlink_shm()
+    handles = stook.copy_to_shared([np.zeros(10), np.ones(10), np.ones(10)])
+    handles[1].close_and_unlink_shm()  # one before it is open then, and one after it is not
     with pytest.raises(FileNotFoundError):
         stook.open_from_shared(handles)
     assert segments() == before
