@@ -42,21 +42,22 @@ std::uint64_t TaskQueue::submit(PyObject* function, PyObject* payload, PyObject*
   pending_.push_back(std::move(task));
   ++outstanding_;
   if (background) ++in_background_;
-  feed();
+  const bool fed = feed();
   if (pool_->starts_on_demand && kind != kRetireJob) {
     const LockWithGil lock(pool_->mutex);
     Manager& manager = pool_->manager;
     if (manager.is_open() && outstanding_ > manager.workers_alive()) manager.add_worker();
   }
-  return number;
+  return fed ? number : 0;
 }
 
-void TaskQueue::feed() {
+bool TaskQueue::feed() {
   // A pickle that submits, or another thread while a pickle runs: who feeds already goes on with
   // what is pending.
-  if (feeding_) return;
+  if (feeding_) return true;
   feeding_ = true;
   bool ring = false;
+  bool interrupted = false;
   while (!pending_.empty() && pool_->is_open()) {
     {
       const LockWithGil lock(pool_->mutex);
@@ -69,9 +70,16 @@ void TaskQueue::feed() {
     }
     Task task = std::move(pending_.front());
     pending_.pop_front();
+    // Somebody else's sleep is not ended by what he does not know of.
+    const bool is_others = pumper_ != 0 && pumper_ != PyThread_get_thread_ident();
     const bool background = task.background;
     if (send(task)) {
-      ring |= background;
+      ring |= background || is_others;
+    } else if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) != 0) {
+      // Ctrl-C while an argument was pickled is the program's, and not the argument's.
+      pending_.push_front(std::move(task));
+      interrupted = true;
+      break;
     } else {
       task.failure = take_exception();
       ring = true;
@@ -83,11 +91,12 @@ void TaskQueue::feed() {
     }
   }
   feeding_ = false;
-  if (!ring || !pool_->is_open()) return;
+  if (!ring || !pool_->is_open()) return !interrupted;
   const LockWithGil lock(pool_->mutex);
-  if (!pool_->manager.is_open()) return;
+  if (!pool_->manager.is_open()) return !interrupted;
   pool_->manager.ring_workers();
   if (!failed_.empty()) pool_->manager.wake();
+  return !interrupted;
 }
 
 // False with a Python error set.
@@ -151,8 +160,7 @@ bool TaskQueue::cancel(std::uint64_t number) {
     job_of_.erase(number);
     argument_bytes_ -= task.argument_bytes;
     finish(std::move(task));
-    feed();
-    return true;
+    return feed();
   }
   for (auto task = pending_.begin(); task != pending_.end(); ++task) {
     if (task->number != number) continue;
@@ -185,11 +193,10 @@ void TaskQueue::retire_workers(PyObject* function, PyObject* sink) {
   {
     const LockWithGil lock(pool_->mutex);
     if (!pool_->manager.is_open()) return;
-    pool_->manager.stop_replacing();
     alive = pool_->manager.workers_alive();
   }
   for (std::uint32_t i = 0; i < alive; ++i) {
-    submit(function, Py_None, sink, kRetireJob, false);
+    if (submit(function, Py_None, sink, kRetireJob, false) == 0) return;
   }
 }
 

@@ -21,7 +21,7 @@ namespace stook::bindings {
 
 class TaskQueue {
  public:
-  // `waiting` is a list of what threads wait for that would have liked to pump, `notify(all)` wakes
+  // `waiting` is a list of what threads wait for that would have liked to pump, `notify()` wakes
   // them, `on_deaths([(worker, pid, status)])` is told of workers that ended unasked.
   TaskQueue(std::shared_ptr<WorkerPool> pool, PyObject* waiting, PyObject* notify,
             PyObject* on_deaths);
@@ -29,10 +29,12 @@ class TaskQueue {
   TaskQueue& operator=(const TaskQueue&) = delete;
 
   // Never waits. `function` is a TaskFunction; `payload` is (args, kwargs or None), or a list of
-  // items. Returns the task's number.
+  // items. Returns the task's number; 0 with a Python error set if Ctrl-C came meanwhile (the task
+  // runs nevertheless).
   std::uint64_t submit(PyObject* function, PyObject* payload, PyObject* sink, std::uint32_t kind,
                        bool background);
-  // True if it was not begun, and now never will be; its sink is not called.
+  // True if it was not begun, and now never will be; its sink is not called. A Python error may be
+  // set, of Ctrl-C.
   bool cancel(std::uint64_t number);
   bool is_running(std::uint64_t number);
 
@@ -83,8 +85,8 @@ class TaskQueue {
   int deliver_some();
   void set_broken() { broken_ = take_error(); }
   static OwnedRef take_error();
-  bool notify(bool all);
-  void feed();
+  bool notify();
+  bool feed();
   bool send(Task& task);
   void finish(Task task);
   void add_pending_first(Task task);

@@ -67,9 +67,10 @@ PyObject* submit(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
       set_stook_error("PoolBroken", "this pool is closed");
       return nullptr;
     }
-    return PyLong_FromUnsignedLongLong(
+    const std::uint64_t number =
         queue_of(self).submit(arguments[0], arguments[1], arguments[2],
-                              static_cast<std::uint32_t>(kind), background != 0));
+                              static_cast<std::uint32_t>(kind), background != 0);
+    return number == 0 ? nullptr : PyLong_FromUnsignedLongLong(number);
   });
 }
 
@@ -77,7 +78,10 @@ PyObject* with_number(PyObject* self, PyObject* number, bool (TaskQueue::*method
   if (!check_process(self)) return nullptr;
   const unsigned long long value = PyLong_AsUnsignedLongLong(number);
   if (value == static_cast<unsigned long long>(-1) && PyErr_Occurred() != nullptr) return nullptr;
-  return guarded([&] { return PyBool_FromLong((queue_of(self).*method)(value) ? 1 : 0); });
+  return guarded([&]() -> PyObject* {
+    const bool truth = (queue_of(self).*method)(value);
+    return PyErr_Occurred() != nullptr ? nullptr : PyBool_FromLong(truth ? 1 : 0);
+  });
 }
 
 PyObject* cancel(PyObject* self, PyObject* number) {
@@ -120,6 +124,7 @@ PyObject* retire_workers(PyObject* self, PyObject* const* arguments, Py_ssize_t 
   if (!check_process(self)) return nullptr;
   return guarded([&]() -> PyObject* {
     queue_of(self).retire_workers(arguments[0], arguments[1]);
+    if (PyErr_Occurred() != nullptr) return nullptr;
     Py_RETURN_NONE;
   });
 }

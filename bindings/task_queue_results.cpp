@@ -43,8 +43,7 @@ int TaskQueue::deliver() {
   const int delivered = deliver_some();
   if (delivered < 0) return -1;
   if (!look_around()) return -1;
-  feed();
-  return delivered;
+  return feed() ? delivered : -1;
 }
 
 int TaskQueue::deliver_some() {
@@ -84,9 +83,14 @@ int TaskQueue::deliver_some() {
       job_of_.erase(task.number);
       argument_bytes_ -= task.argument_bytes;
       // Before the sink, which may be long: the workers go on meanwhile.
-      feed();
+      const bool fed = feed();
+      const OwnedRef interrupt = fed ? OwnedRef() : take_exception();
       ++delivered;
       if (!deliver_outcome(std::move(task), taken)) return -1;
+      if (interrupt) {
+        raise_exception(interrupt.get());
+        return -1;
+      }
     }
   } catch (const shm::Error& error) {
     set_python_error(error);
@@ -131,9 +135,9 @@ bool TaskQueue::look_around() {
 
 OwnedRef TaskQueue::take_error() { return take_exception(); }
 
-bool TaskQueue::notify(bool all) {
+bool TaskQueue::notify() {
   if (PyList_GET_SIZE(waiting_.get()) == 0) return true;
-  const OwnedRef done(PyObject_CallOneArg(notify_.get(), all ? Py_True : Py_False));
+  const OwnedRef done(PyObject_CallNoArgs(notify_.get()));
   if (!done && !is_interrupt()) PyErr_WriteUnraisable(notify_.get());
   return PyErr_Occurred() == nullptr;
 }
@@ -149,7 +153,7 @@ PyObject* TaskQueue::pump(PyObject* done, double seconds) {
     pumper_ = 0;
     // Whoever waits takes over, whatever happened here.
     PyObject* error = went_well ? nullptr : take_exception().release();
-    if (!notify(false)) {
+    if (!notify()) {
       if (error == nullptr) return nullptr;
       PyErr_Clear();
     }
@@ -173,7 +177,7 @@ bool TaskQueue::pump_until(PyObject* done, double seconds, bool& is_done) {
     const int delivered = deliver();
     if (delivered < 0) return false;
     if (delivered > 0) {
-      if (!notify(true)) return false;
+      if (!notify()) return false;
       continue;
     }
     if (broken_ || !pool_->is_open()) return true;
@@ -343,8 +347,7 @@ void TaskQueue::requeue_rest(Task task, Py_ssize_t done) {
     if (!deliver_failure(task, closed_error_.get(), -1)) PyErr_WriteUnraisable(task.sink.get());
     return;
   }
-  pending_.push_front(std::move(task));
-  feed();
+  pending_.push_front(std::move(task));  // and deliver() feeds
 }
 
 // `items`: how many of the task's fail; -1: all of it, which then is done.

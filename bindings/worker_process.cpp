@@ -125,7 +125,7 @@ class PythonRunner : public workers::JobRunner {
       run_one(job, worker);
     }
     if (job.kind != kRetireJob && (most_jobs_ == 0 || ++jobs_run_ < most_jobs_)) return;
-    worker.set_retired();
+    worker.set_end(job.kind == kRetireJob ? workers::kDismissed : workers::kRetired);
     const OwnedRef never(PyObject_CallNoArgs(functions_.retire));
     ::_exit(1);
   }

@@ -180,8 +180,6 @@ class Manager {
 
   // With start_on_demand: starts one of the workers that have none yet. False if all have.
   bool add_worker();
-  // From now on a worker that ends as it was told to is not replaced.
-  void stop_replacing() noexcept { replaces_ = false; }
   // Workers that ended unasked since the last call. Filled with any_order alone.
   std::vector<Death> take_deaths() { return std::exchange(deaths_, {}); }
   ManagerStats stats() const;
@@ -293,7 +291,6 @@ class Manager {
   double element_us_ = 1e9;
   bool ordered_ = true;
   bool coalesce_ = true;
-  bool replaces_ = true;
 };
 
 }  // namespace stook::workers

@@ -104,7 +104,8 @@ void Manager::on_exit(std::uint32_t index, int status) {
       lose_job(job.number, index, status);
     }
   }
-  const bool retired = !lost && cell.progress.load(std::memory_order_relaxed) == kRetired;
+  const std::uint64_t progress = cell.progress.load(std::memory_order_relaxed);
+  const bool retired = !lost && (progress == kRetired || progress == kDismissed);
   if (options_.any_order && !retired) deaths_.push_back({index, worker.pid, status});
   // A worker that dies again and again before it runs anything would be replaced for ever.
   if (!lost && !worker.has_published && ++startup_deaths_ > options_.max_restarts) {
@@ -112,7 +113,7 @@ void Manager::on_exit(std::uint32_t index, int status) {
               std::to_string(worker.pid) + ", with wait status " + std::to_string(status) + ")";
     return;
   }
-  worker.ended = retired && !replaces_;
+  worker.ended = retired && progress == kDismissed;
   if (worker.ended) return;
   ++worker.incarnation;
   if (!retired) ++restarts_;

@@ -135,6 +135,8 @@ constexpr std::uint64_t items_begun(std::uint64_t progress, std::uint64_t job) {
 }
 // A worker that ends because it has run as many jobs as it was to run.
 inline constexpr std::uint64_t kRetired = ~std::uint64_t{0};
+// One that ends because the pool is to end: it is not replaced.
+inline constexpr std::uint64_t kDismissed = kRetired - 1;
 
 struct ControlHeader {
   std::uint64_t magic;

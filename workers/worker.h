@@ -88,8 +88,8 @@ class Worker {
     control_.cell(birth_.index)
         .progress.store(progress_word(job, begun), std::memory_order_relaxed);
   }
-  void set_retired() noexcept {
-    control_.cell(birth_.index).progress.store(kRetired, std::memory_order_relaxed);
+  void set_end(std::uint64_t retired_or_dismissed) noexcept {
+    control_.cell(birth_.index).progress.store(retired_or_dismissed, std::memory_order_relaxed);
   }
 
   WorkerArena& arena() noexcept { return *arena_; }

@@ -188,7 +188,7 @@ class TaskQueue:
         cls,
         pool: WorkerPool,
         waiting: list[Any],
-        notify: Callable[[bool], object],
+        notify: Callable[[], object],
         on_deaths: Callable[[list[tuple[int, int, int]]], object],
     ) -> TaskQueue: ...
     def submit(

@@ -271,11 +271,15 @@ def _spawn_interpreter(
     )
 
 
+# `__mp_main__`: a script in a process that multiprocessing has spawned.
+_MAIN = ("__main__", "__mp_main__")
+
+
 def crosses_by_name(function: Any) -> bool:
     """True for what pickle takes by name: functions and classes of modules that can be imported."""
     module = getattr(function, "__module__", None)
     name = getattr(function, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
+    if not isinstance(module, str) or not isinstance(name, str) or module in _MAIN:
         return False
     found: Any = sys.modules.get(module)
     for step in name.split("."):

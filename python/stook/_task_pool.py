@@ -128,6 +128,8 @@ class TaskPool(StaysHere):
         self._exit_codes: dict[int, int] = {}
         self._closed = False
         self._forked = False
+        self._closer = 0  # the thread that closes it
+        self._ended = threading.Event()  # and has done so
         self._waiting: list[Any] = []
         self._functions: dict[Any, Function] = {}
         # Those that cross by value: their last pickle, and what was made of it.
@@ -152,7 +154,7 @@ class TaskPool(StaysHere):
         self._queue = _core.TaskQueue(
             self._core,
             waiting,
-            lambda everybody: _notify(waiting, everybody),
+            lambda: _notify(waiting),
             lambda deaths: _call_if_alive(on_deaths, deaths),
         )
         forget_in_children(self)
@@ -235,7 +237,7 @@ class TaskPool(StaysHere):
         """True if the task was not begun, and now never will be; its sink is not called then."""
         cancelled = self._queue.cancel(number)
         if cancelled:
-            _notify(self._waiting, True)
+            _notify(self._waiting)
         return cancelled
 
     def is_running(self, number: int) -> bool:
@@ -268,8 +270,14 @@ class TaskPool(StaysHere):
             if queue.broken is not None and not self._closed:
                 self.close(queue.broken)
             elif not answer and self._closed:
-                return bool(done())
+                return self._wait_for_end(done, left)
         return True
+
+    def _wait_for_end(self, done: Callable[[], Any], seconds: float | None) -> bool:
+        """The pool is being closed: until what was outstanding has failed."""
+        if self._closer != threading.get_ident():
+            self._ended.wait(seconds)
+        return bool(done())
 
     def _wait_for_pumper(self, done: Callable[[], Any], seconds: float | None) -> None:
         """Until the thread that delivers has delivered something, or has gone."""
@@ -366,6 +374,7 @@ class TaskPool(StaysHere):
             if self._closed:
                 return
             self._closed = True
+            self._closer = threading.get_ident()
         self._queue.close()
         _core.sweep_leftover_segments()
         self._logs.close()
@@ -374,7 +383,8 @@ class TaskPool(StaysHere):
         finally:
             self._functions.clear()
             self._last_made.clear()
-            _notify(self._waiting, True)
+            self._ended.set()
+            _notify(self._waiting)
             self._work.release()
 
     def finish(self, timeout: float | None = None) -> bool:
@@ -386,20 +396,27 @@ class TaskPool(StaysHere):
           False if that took longer than `timeout` seconds: the pool then is as it was, but for the
           workers that have ended.
         """
-        if not self._closed:
-            self._queue.retire_workers(self.function(_call_nothing), _call_nothing)
-
-            def is_over() -> bool:
-                return self._closed or self.outstanding + self._core.workers_alive == 0
-
-            if not self.wait(is_over, timeout):
+        end = None if timeout is None else time.monotonic() + timeout
+        # First: of a task with items, the rest may have to be sent again.
+        if not self.wait(lambda: self._closed or self.outstanding == 0, timeout):
+            return False
+        while not self._closed and self._core.workers_alive:
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
                 return False
+            self._queue.retire_workers(self.function(_call_nothing), _call_nothing)
+            # One that is killed before it can follow has a successor: it is asked in its turn.
+            self.wait(
+                lambda: self._closed or self._core.workers_alive == 0,
+                0.5 if left is None else min(left, 0.5),
+            )
         self.close()
         return True
 
     def _forget(self) -> None:
         """In a forked child: everything is its parent's, and stays with it."""
         self._forked = self._closed = True
+        self._ended.set()
         self._core.close()
         self._logs.forget()
         self._waiting.clear()
@@ -418,8 +435,9 @@ def _close_pools() -> None:
         pool.close()
 
 
-def _notify(waiting: list[Any], everybody: bool) -> None:
-    for told in list(waiting) if everybody else waiting[:1]:
+def _notify(waiting: list[Any]) -> None:
+    """Wakes all who wait: one alone may have what it waits for, and would deliver no further."""
+    for told in list(waiting):
         with contextlib.suppress(RuntimeError):  # told already
             told.release()
 

@@ -92,22 +92,21 @@ def test_arrays_cross_both_ways_without_being_pickled(pool: stook.Pool) -> None:
 def test_results_keep_their_order_when_the_first_takes_long(
     pool: stook.Pool, tmp_path: Path
 ) -> None:
-    fifo = calls.fifo(tmp_path, "gate")
-    ordered = pool.imap(calls.call, [(calls.wait_for, fifo, 0), *((calls.same, n) for n in (1, 2))])
-    unordered = pool.imap_unordered(
-        calls.call, [(calls.wait_for, fifo, 0), *((calls.same, n) for n in (1, 2))]
-    )
+    gates = [calls.fifo(tmp_path, name) for name in ("first", "second")]
+
+    def work(gate: str) -> list[Any]:
+        return [(calls.wait_for, gate, 0), *((calls.same, n) for n in (1, 2))]
+
+    ordered = pool.imap(calls.call, work(gates[0]))
+    unordered = pool.imap_unordered(calls.call, work(gates[1]))
     # Both workers may be waiting.
     with pytest.raises(multiprocessing.TimeoutError):
         ordered.next(timeout=0.01)
-    Path(fifo).write_bytes(b"go")
+    Path(gates[0]).write_bytes(b"go")
     assert ordered.next(timeout=DEADLINE) == 0
-    writer = threading.Thread(target=Path(fifo).write_bytes, args=(b"go",), daemon=True)
-    writer.start()
+    Path(gates[1]).write_bytes(b"go")
     assert sorted(unordered) == [0, 1, 2]
     assert list(ordered) == [1, 2]
-    with open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), "rb"):  # if nobody waited for it
-        writer.join(DEADLINE)
 
 
 # ---- laziness ------------------------------------------------------------------------------------

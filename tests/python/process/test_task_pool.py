@@ -695,3 +695,54 @@ def test_ctrl_c_ends_a_wait_and_loses_nothing(run_python: RunPython) -> None:
         print("whole")
     """)
     assert "whole" in done.stdout
+
+
+def test_finish_ends_workers_that_are_replaced_meanwhile() -> None:
+    with made(3, most_jobs=1) as pool:
+        sinks = [Sink() for _ in range(6)]
+        for sink in sinks:
+            pool.submit(pool.function(abs), (-1,), sink=sink)
+        assert pool.finish(60)
+        assert [sink.value for sink in sinks] == [1] * 6
+
+
+def test_finish_runs_what_a_worker_gave_back() -> None:
+    with made(2) as pool:
+        sink = Sink()
+        pool.submit_items(pool.function(np.ones), [1_000_000] * 7, sink=sink)  # 8 MB each
+        assert pool.finish(60)
+        assert len(sink.results) == 7 and not sink.errors
+
+
+def test_whoever_waits_while_the_pool_is_closed_sees_its_task_failed() -> None:
+    def wait(pool: TaskPool, sink: Sink, answers: list[bool]) -> None:
+        answers.append(pool.wait(lambda: sink.calls))
+
+    for _ in range(20):
+        with made(1) as pool:
+            sink = Sink()
+            pool.submit(pool.function(signal.pause), sink=sink)
+            answers: list[bool] = []
+            thread = threading.Thread(target=wait, args=(pool, sink, answers))
+            thread.start()
+            pool.close()
+            thread.join()
+            assert answers == [True]
+
+
+def test_ctrl_c_while_an_argument_is_pickled_is_the_programs() -> None:
+    class Interrupts:
+        pickled = 0
+
+        def __reduce__(self) -> Any:
+            Interrupts.pickled += 1
+            if Interrupts.pickled == 1:
+                raise KeyboardInterrupt
+            return int, (5,)
+
+    with made(1) as pool:
+        sink = Sink()
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(pool.function(abs), (Interrupts(),), sink=sink)
+        assert pool.wait(lambda: sink.calls)
+        assert sink.value == 5
