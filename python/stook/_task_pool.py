@@ -7,19 +7,18 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import select
-import signal
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import _core
 from ._elsewhere import StaysHere
 from ._locks import renew_lock_in_child
 from ._pickling import dump_function
 from ._start import crosses_by_name, forget_in_children, start_processes
+from ._worker_handle import Death, WorkerHandle
 from .errors import PoolBroken, StookError
 from .options import MultiprocessingOptions
 
@@ -33,14 +32,6 @@ _CALL, _BATCH, _CHUNK, _STAR = 4, 5, 6, 2
 # Jobs that may wait in the ring for each worker. They are claimed one by one, so nothing but memory
 # is at stake, and arguments in bulk are bounded apart (bindings/task_queue.cpp).
 _JOBS_AT_HAND = 32
-
-
-class Death(NamedTuple):
-    """A worker that ended although nobody had asked it to."""
-
-    worker: int
-    pid: int
-    exit_code: int
 
 
 class _PoolTask:
@@ -126,7 +117,7 @@ class TaskPool(StaysHere):
         self._name = name
         self._on_death = on_death
         self._exit_codes: dict[int, int] = {}
-        self._closed = False
+        self._closed = True  # until there is something to close
         self._forked = False
         self._closer = 0  # the thread that closes it
         self._ended = threading.Event()  # and has done so
@@ -157,6 +148,7 @@ class TaskPool(StaysHere):
             lambda: _notify(waiting),
             lambda deaths: _call_if_alive(on_deaths, deaths),
         )
+        self._closed = False
         forget_in_children(self)
         _open_pools.add(self)
 
@@ -343,7 +335,7 @@ class TaskPool(StaysHere):
             return self._closed or len(self._core.worker_pids) >= self._core.workers_alive
 
         self.wait(are_up, 60.0)
-        return [WorkerHandle(self, pid) for pid in self._core.worker_pids]
+        return [WorkerHandle(self._exit_codes, pid) for pid in self._core.worker_pids]
 
     def _note_deaths(self, deaths: list[tuple[int, int, int]]) -> None:
         for worker, pid, status in deaths:
@@ -465,61 +457,3 @@ def _deliver_in_background(reference: weakref.ref[TaskPool], work: threading.Sem
         if pool._closed:
             return
         del pool
-
-
-class WorkerHandle:
-    """A worker process, with what `multiprocessing.Process` says of itself."""
-
-    daemon = True
-
-    def __init__(self, pool: TaskPool, pid: int) -> None:
-        self._pool = weakref.ref(pool)
-        self.pid = pid
-        self.name = f"StookWorker-{pid}"
-        try:
-            self.sentinel = os.pidfd_open(pid)
-        except OSError:  # it has ended
-            self.sentinel = -1
-
-    @property
-    def ident(self) -> int:
-        return self.pid
-
-    def is_alive(self) -> bool:
-        return self.sentinel >= 0 and not self._ended(0.0)
-
-    def join(self, timeout: float | None = None) -> None:
-        """Waits until the process has ended."""
-        self._ended(timeout)
-
-    def terminate(self) -> None:
-        self._send(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._send(signal.SIGKILL)
-
-    @property
-    def exitcode(self) -> int | None:
-        """`None` while it lives; also if it ended and nobody looked at the pool since."""
-        pool = self._pool()
-        return None if pool is None else pool._exit_codes.get(self.pid)
-
-    def _ended(self, timeout: float | None) -> bool:
-        if self.sentinel < 0:
-            return True
-        ready = select.poll()
-        ready.register(self.sentinel, select.POLLIN)
-        return bool(ready.poll(None if timeout is None else max(0, int(timeout * 1000))))
-
-    def _send(self, number: int) -> None:
-        if self.sentinel >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.sentinel, number)
-
-    def __del__(self) -> None:
-        sentinel = getattr(self, "sentinel", -1)
-        if sentinel >= 0:
-            os.close(sentinel)
-
-    def __repr__(self) -> str:
-        return f"<WorkerHandle pid={self.pid} {'alive' if self.is_alive() else 'ended'}>"

@@ -12,14 +12,14 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
 from types import FunctionType, TracebackType
 from typing import Any, NoReturn
 
 from ._elsewhere import StaysHere
+from ._imap import IMapFeed, IMapIterator
 from ._results import AsyncResult, report
 from ._start import crosses_by_name
-from ._streams import Feed, IMapFeed, IMapIterator, Job, Pace, as_raised
+from ._streams import Feed, Job, Pace, as_raised
 from ._task_pool import TaskPool, WorkerHandle
 from .errors import PoolBroken, StookError
 from .options import MultiprocessingOptions, _shown
@@ -49,6 +49,8 @@ class _Result(AsyncResult):
             return
         if type(value) is FunctionType and success and not crosses_by_name(value):
             # It crossed; but code that was written for multiprocessing may count on the error.
+            from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
+
             reason = pickle.PicklingError(f"{value!r} cannot be imported by its name")
             success, value = False, MaybeEncodingError(reason, value)
         if self._callback is None and self._error_callback is None and success:

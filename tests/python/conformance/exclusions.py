@@ -34,6 +34,16 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         CORRECTED,
         before=(3, 13),
     ),
+    Exclusion(
+        "test_process_pool.*test_python_finalization_error",
+        "fails the second thread that CPython's executor starts; this one has a single thread",
+        "tests/python/process/test_executor.py::test_a_thread_that_cannot_be_started_leaves_nothing",
+    ),
+    Exclusion(
+        "TestPoolNotLeakOnFailure.test_release_unused_processes",
+        "starts the workers through a fake multiprocessing.Process; here a fork server forks them",
+        "tests/python/process/test_task_pool.py::test_a_pool_that_cannot_start_leaves_nothing",
+    ),
 )
 
 

@@ -17,11 +17,19 @@ MAX_LINES = 500
 
 # Longer files, each with the reason why it is still one thing.
 LONGER: dict[str, str] = {
+    "python/stook/_futures.py": "futures and the pool that settles them, which share all state",
+    "python/stook/pool.py": "every method of one interface, with its docstring",
+    "python/stook/threads.py": "every method of one interface, with its docstring",
     "tests/cpp/model/checker.cpp": "one algorithm: the parts of the explorer share all state",
     "tests/cpp/unit/block_allocator_test.cpp": "the cases of one class",
     "tests/cpp/unit/segment_owner_test.cpp": "the cases of one room: owners, attachers, sweepers",
     "tests/cpp/unit/segment_test.cpp": "the cases of one class, in a /dev/shm of their own",
     "tests/cpp/unit/jpeg_test.cpp": "the cases of one function, with the encoder that makes them",
+    "tests/python/process/test_executor.py": "what an executor promises, one test a promise",
+    "tests/python/process/test_main_globals.py": "the cases of one rule, each a program of its own",
+    "tests/python/process/test_pool.py": "what a pool promises, one test a promise",
+    "tests/python/process/test_task_pool.py": "what the core of the pools promises",
+    "tests/python/unit/test_threads.py": "what a pool of threads promises, one test a promise",
     "tests/python/unit/test_io.py": "the cases of one function, with the files they need",
     "tests/python/unit/test_loader_inline.py": "what a loader promises, one test a promise",
 }

@@ -746,3 +746,13 @@ def test_ctrl_c_while_an_argument_is_pickled_is_the_programs() -> None:
             pool.submit(pool.function(abs), (Interrupts(),), sink=sink)
         assert pool.wait(lambda: sink.calls)
         assert sink.value == 5
+
+
+def test_a_pool_that_cannot_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "posix_spawn", refuse)
+    with pytest.raises(BlockingIOError):
+        TaskPool(5)
+    gc.collect()
