@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ from python_process import STRICT, Finished, PythonProcess
 
 # What scripts/conformance.py runs, in environments of its own.
 collect_ignore_glob = ["conformance/[!t]*.py"]
+
+# What a shell starts in the background is deaf to Ctrl-C, and so would be the programs of tests.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault(RUN_MARK, secrets.token_hex(8))
 
