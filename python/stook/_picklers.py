@@ -31,7 +31,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             raise TypeError(f"cannot pickle the open file {obj.name!r}")
         if get_spawning_popen() is not None:  # queues, pipes and the like
             reduce = ForkingPickler._extra_reducers.get(type(obj))  # type: ignore[attr-defined]
-            if reduce is not None:
+            # Others register there, too: torch would send tensors as descriptors that it closes.
+            if reduce is not None and reduce.__module__.startswith("multiprocessing."):
                 return reduce(obj)
         if isinstance(obj, StaysHere):
             return Elsewhere, (type(obj).__name__,)
