@@ -42,6 +42,8 @@ class TaskQueue {
   // limit) or the pool cannot go on. Nothing (None) if another thread is at it. A thread that calls
   // this from a sink goes on within.
   PyObject* pump(PyObject* done, double seconds);
+  // Has who is in pump() look at his `done` again before he sleeps on; nobody may be.
+  void wake();
   // Hands what is there to its sinks, up to a number, and puts new jobs in the place of those done.
   // Returns how many jobs it was, or -1 with the Python error set that a signal handler raised.
   int deliver();
@@ -117,6 +119,7 @@ class TaskQueue {
   OwnedRef closed_error_;     // what fail_all() was called with
   bool feeding_ = false;      // a thread encodes, which runs Python code
   bool armed_ = false;
+  bool woken_ = false;  // since the last look at `done`
   // Held, without the GIL, for the length of a sleep.
   std::mutex sleep_mutex_;
 };

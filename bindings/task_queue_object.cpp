@@ -144,6 +144,12 @@ PyObject* close(PyObject* self, PyObject*) {
   });
 }
 
+PyObject* wake(PyObject* self, PyObject*) {
+  // In a forked child nobody waits.
+  if (!queue_of(self).pool().manager.in_forked_child()) queue_of(self).wake();
+  Py_RETURN_NONE;
+}
+
 PyObject* fileno(PyObject* self, PyObject*) {
   if (!check_process(self)) return nullptr;
   return PyLong_FromLong(queue_of(self).pool().manager.descriptor());
@@ -215,6 +221,7 @@ PyMethodDef methods[] = {
     {"deliver", deliver, METH_NOARGS, "Calls the sinks of what is there; how many jobs it was."},
     {"pump", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(pump)), METH_FASTCALL,
      "pump(done, seconds): delivers until done() is true; None if another thread is at it."},
+    {"wake", wake, METH_NOARGS, "Has who sleeps in pump() look at his done() again."},
     {"arm", arm, METH_NOARGS, "True if nothing is there, and what comes makes fileno() readable."},
     {"retire_workers", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(retire_workers)),
      METH_FASTCALL,

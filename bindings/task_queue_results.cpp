@@ -149,6 +149,7 @@ PyObject* TaskQueue::pump(PyObject* done, double seconds) {
   pumper_ = me;
   bool is_done = false;
   const bool went_well = pump_until(done, seconds, is_done);
+  woken_ = true;  // whom this is nested in looks again
   if (!nested) {
     pumper_ = 0;
     // Whoever waits takes over, whatever happened here.
@@ -169,6 +170,7 @@ bool TaskQueue::pump_until(PyObject* done, double seconds, bool& is_done) {
   using Clock = std::chrono::steady_clock;
   const auto begin = Clock::now();
   for (;;) {
+    woken_ = false;
     const OwnedRef answer(PyObject_CallNoArgs(done));
     const int truth = answer ? PyObject_IsTrue(answer.get()) : -1;
     if (truth < 0) return false;
@@ -402,7 +404,7 @@ bool TaskQueue::sleep(double seconds) {
   // The first sleep is short, so that a short one costs no changes of the signal mask.
   bool long_wait = false;
   for (;;) {
-    if (!pool_->is_open() || !failed_.empty()) return true;
+    if (woken_ || !pool_->is_open() || !failed_.empty()) return true;
     sigset_t before;
     if (long_wait) {
       // A signal that arrives between the look at Python's flags and the sleep must end the sleep.
@@ -473,6 +475,13 @@ bool TaskQueue::sleep(double seconds) {
         long_wait = true;
     }
   }
+}
+
+void TaskQueue::wake() {
+  if (pumper_ == 0) return;
+  // Both: the bell ends a sleep; a look at the manager's news on the way there takes the bell away.
+  woken_ = true;
+  if (pumper_ != PyThread_get_thread_ident() && pool_->is_open()) pool_->manager.wake();
 }
 
 bool TaskQueue::arm() {

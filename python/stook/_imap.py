@@ -23,10 +23,6 @@ JOBS_AHEAD = 4
 # Jobs per worker with which no worker is about to run dry.
 _JOBS_ENOUGH = 2
 
-# How often a thread that waits for results looks whether a source has come to its end meanwhile,
-# which nobody delivers.
-_LOOK_SECONDS = 0.05
-
 _PLAIN_SOURCES: tuple[type, ...] = (
     list,
     tuple,
@@ -220,6 +216,7 @@ class IMapFeed(Feed):
             if not self.is_ended:
                 self.failure = error
                 self.source_ended()
+        self._tasks.wake()  # for the end may have come without a result
         del error  # whose traceback holds this frame
 
     def _send_buffered(self) -> None:
@@ -383,8 +380,6 @@ class IMapIterator:
                 pool.wait(feed.has_news, 0)
                 if not feed.has_news():
                     raise TimeoutError
-            if not feed.is_plain and (left is None or left > _LOOK_SECONDS):
-                left = _LOOK_SECONDS
             pool.wait(feed.has_news, left)
         if len(ready) <= feed.low:
             feed.more()

@@ -229,7 +229,7 @@ class TaskPool(StaysHere):
         """True if the task was not begun, and now never will be; its sink is not called then."""
         cancelled = self._queue.cancel(number)
         if cancelled:
-            _notify(self._waiting)
+            self.wake()
         return cancelled
 
     def is_running(self, number: int) -> bool:
@@ -264,6 +264,11 @@ class TaskPool(StaysHere):
             elif not answer and self._closed:
                 return self._wait_for_end(done, left)
         return True
+
+    def wake(self) -> None:
+        """Has all threads that `wait` look at their `done()` again; from any thread."""
+        self._queue.wake()
+        _notify(self._waiting)
 
     def _wait_for_end(self, done: Callable[[], Any], seconds: float | None) -> bool:
         """The pool is being closed: until what was outstanding has failed."""

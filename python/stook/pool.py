@@ -34,8 +34,8 @@ _INIT, _RUN, _CLOSE, _TERMINATE = "INIT", "RUN", "CLOSE", "TERMINATE"
 _JOBS_AHEAD = 8
 _MOST_ITEMS = 1000
 
-# How often `join` looks whether a source that blocks has come to its end.
-_LOOK_SECONDS = 0.05
+# After which `join` asks workers to end again: one may have been killed before it could.
+_ASK_AGAIN_SECONDS = 0.05
 
 # How long the results of a pool may take to hear of its end.
 _CLOSING_SECONDS = 5.0
@@ -481,11 +481,10 @@ class Pool(StaysHere):
         def all_done() -> bool:
             return tasks.is_closed or not (feeds or tasks.outstanding)
 
-        while not tasks.wait(all_done, _LOOK_SECONDS if feeds else None):
-            pass
+        tasks.wait(all_done)
         self._refresh_handles()
         # Asked again: a worker that ended of its own meanwhile, or was killed, has not heard it.
-        while not tasks.finish(_LOOK_SECONDS):
+        while not tasks.finish(_ASK_AGAIN_SECONDS):
             if tasks._core.workers_alive == 0:
                 tasks.close()
 

@@ -42,7 +42,7 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
     Exclusion(
         "TestPoolNotLeakOnFailure.test_release_unused_processes",
         "starts the workers through a fake multiprocessing.Process; here a fork server forks them",
-        "tests/python/process/test_task_pool.py::test_a_pool_that_cannot_start_leaves_nothing",
+        "tests/python/process/test_task_pool_workers.py::test_a_pool_that_cannot_start_leaves_nothing",
     ),
 )
 

@@ -27,8 +27,6 @@ LONGER: dict[str, str] = {
     "tests/cpp/unit/jpeg_test.cpp": "the cases of one function, with the encoder that makes them",
     "tests/python/process/test_executor.py": "what an executor promises, one test a promise",
     "tests/python/process/test_main_globals.py": "the cases of one rule, each a program of its own",
-    "tests/python/process/test_pool.py": "what a pool promises, one test a promise",
-    "tests/python/process/test_task_pool.py": "what the core of the pools promises",
     "tests/python/unit/test_threads.py": "what a pool of threads promises, one test a promise",
     "tests/python/unit/test_io.py": "the cases of one function, with the files they need",
     "tests/python/unit/test_loader_inline.py": "what a loader promises, one test a promise",
