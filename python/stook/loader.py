@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
-import secrets
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from . import _core
 from ._elsewhere import StaysHere
 from ._inline import InlinePool
 from ._iterator import LoaderIterator
+from ._jobs import Dealing, IndexedDealing, IterableDealing, Jobs, Place
 from ._locks import renew_lock_in_child
 from ._progress import ProgressIterator, import_tqdm
 from ._source import is_iterator, random_access_length
@@ -174,15 +171,20 @@ class DataLoader(StaysHere):
                     f" through once, and num_epochs={self._num_epochs} needs one that starts anew"
                     " for each epoch, such as a list or an object with __iter__"
                 )
-        elif self._num_epochs is None and self._jobs_in(length) == 0:
+            dealing: Dealing = IterableDealing(source, self._batch_size, self._drop_remainder)
+        else:
+            dealing = IndexedDealing(
+                length, self._batch_size, self._drop_remainder, self._shuffle, self._seed
+            )
+        never = dealing.never_gives()
+        if self._num_epochs is None and never is not None:
             raise ValueError(
                 f"{_OWNER}: num_epochs=None goes through the source for ever, and an epoch of it"
-                f" has no element: its length is {length}"
-                + ("" if length == 0 else f", batch_size={self._batch_size}, drop_remainder=True")
+                f" has no element: {never}"
             )
         self._source = source
-        self._length = length
         self._source_used = False
+        self._dealing = dealing
         self._task = ElementTask(
             None if length is None else source,
             self._transforms,
@@ -190,13 +192,6 @@ class DataLoader(StaysHere):
             self._collate,
             self._seed,
         )
-
-    def _jobs_in(self, length: int) -> int:
-        """Elements of one epoch over so many items."""
-        if self._batch_size is None:
-            return length
-        whole, rest = divmod(length, self._batch_size)
-        return whole + (1 if rest and not self._drop_remainder else 0)
 
     def update(self, source: Any) -> None:
         """Takes another source from the next pass on; a pass that is under way keeps the old one.
@@ -220,7 +215,7 @@ class DataLoader(StaysHere):
     def __iter__(self) -> LoaderIterator:
         with self._lock:
             self._check_open("iterating")
-            if self._length is None and is_iterator(self._source):
+            if isinstance(self._dealing, IterableDealing) and is_iterator(self._source):
                 if self._source_used:
                     raise StookError(
                         f"{_OWNER}: the source {_shown(self._source)} is an iterator and was run"
@@ -231,12 +226,12 @@ class DataLoader(StaysHere):
             self._end_pass()
             pool = self._ready_pool()
             before = pool.stats()
-            jobs, epochs_begun = self._jobs()
-            iterator: LoaderIterator = pool.iterate(jobs, ordered=self._ordered)
+            jobs = self._dealing.begin(Place(self._next_epoch), self._num_epochs)
+            iterator: LoaderIterator = pool.iterate(jobs.deal(), ordered=self._ordered)
             # `for x in DataLoader(...)` holds the iterator alone, and a dropped loader ends its
             # workers.
             iterator._loader = self  # type: ignore[attr-defined]
-            self._pass = _Pass(before.elements + before.errors, epochs_begun)
+            self._pass = _Pass(jobs, before.elements + before.errors)
             if self._bar_class is not None:
                 iterator = ProgressIterator(iterator, self._known_length(), self._bar_class)
             self._iterator = weakref.ref(iterator)
@@ -267,31 +262,6 @@ class DataLoader(StaysHere):
         self._pool_task = self._task
         return self._pool
 
-    def _jobs(self) -> tuple[Iterator[Any], Callable[[int], int]]:
-        """The jobs of the next pass, and the function that is its `_Pass.epochs_begun`."""
-        if self._length is None:
-            jobs = _IterableJobs(
-                self._source,
-                self._batch_size,
-                self._drop_remainder,
-                self._next_epoch,
-                self._num_epochs,
-            )
-            return iter(jobs), jobs.epochs_begun
-        shuffle_seed: int | None = None
-        if self._shuffle:
-            shuffle_seed = secrets.randbits(64) if self._seed is None else self._seed
-        plan = _core.IndexPlan(
-            self._length,
-            self._batch_size or 0,
-            self._drop_remainder,
-            shuffle_seed,
-            self._next_epoch,
-            self._num_epochs,
-        )
-        per_epoch = self._jobs_in(self._length)
-        return plan, lambda delivered: -(-delivered // per_epoch) if per_epoch else 0
-
     def _end_pass(self) -> None:
         """Closes the iterator of the pass under way, if there is one, and settles its epochs."""
         iterator = self._iterator() if self._iterator is not None else None
@@ -301,19 +271,16 @@ class DataLoader(StaysHere):
         if self._pass is not None:
             stats = self.stats()
             delivered = stats.elements + stats.errors - self._pass.delivered_before
-            self._next_epoch += self._pass.epochs_begun(delivered)
+            place = self._pass.jobs.place(delivered)
+            self._next_epoch = place.epoch + (1 if place.position else 0)
             self._pass = None
 
     def _known_length(self) -> int | None:
         """Elements of one pass, or `None` where that is unknown or without end."""
         if self._num_epochs is None:
             return None
-        length = self._length
-        if length is None:
-            if not hasattr(type(self._source), "__len__"):
-                return None
-            length = len(self._source)
-        return self._jobs_in(length) * self._num_epochs
+        elements = self._dealing.elements()
+        return None if elements is None else elements * self._num_epochs
 
     def __len__(self) -> int:
         """Elements of one pass.
@@ -393,65 +360,12 @@ class DataLoader(StaysHere):
 class _Pass:
     """What must be known of a pass after its iterator was dropped."""
 
-    __slots__ = ("delivered_before", "epochs_begun")
+    __slots__ = ("delivered_before", "jobs")
 
-    def __init__(self, delivered_before: int, epochs_begun: Callable[[int], int]) -> None:
+    def __init__(self, jobs: Jobs, delivered_before: int) -> None:
+        self.jobs = jobs
         # Elements and errors that the loader's earlier passes delivered.
         self.delivered_before = delivered_before
-        # How many of this pass's epochs were begun, from how many of its elements were delivered.
-        self.epochs_begun = epochs_begun
-
-
-class _IterableJobs:
-    """The jobs of one pass through an iterable, drawn from it when they are asked for."""
-
-    def __init__(
-        self,
-        source: Iterable[Any],
-        batch_size: int | None,
-        drop_remainder: bool,
-        first_epoch: int,
-        num_epochs: int | None,
-    ) -> None:
-        self._source = source
-        self._batch_size = batch_size
-        self._drop_remainder = drop_remainder
-        self._first_epoch = first_epoch
-        self._num_epochs = num_epochs
-        self._starts: list[int] = []  # jobs given out before each epoch that was begun
-
-    def __iter__(self) -> Iterator[tuple[int, int, Any]]:
-        given = 0
-        for number in itertools.count():
-            if number == self._num_epochs:
-                return
-            epoch = self._first_epoch + number
-            self._starts.append(given)
-            for position, payload in enumerate(self._payloads()):
-                given += 1
-                yield epoch, position, payload
-            if self._num_epochs is None and given == self._starts[-1]:
-                raise ValueError(
-                    f"{_OWNER}: the source {_shown(self._source)} gave no element in epoch {epoch},"
-                    " and num_epochs=None would ask it for ever"
-                )
-
-    def _payloads(self) -> Iterator[Any]:
-        if self._batch_size is None:
-            yield from self._source
-            return
-        batch: list[Any] = []
-        for item in self._source:
-            batch.append(item)
-            if len(batch) == self._batch_size:
-                full, batch = batch, []
-                yield full
-        if batch and not self._drop_remainder:
-            yield batch
-
-    def epochs_begun(self, delivered: int) -> int:
-        """Epochs of which an element is among the first `delivered`."""
-        return bisect.bisect_left(self._starts, delivered)
 
 
 def _check_transform(transform: Any) -> tuple[Callable[[Any], Any], ...]:

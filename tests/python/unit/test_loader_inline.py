@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from loader_cases import each_number_of_workers, loader, outcomes
 
 import stook
+from stook._jobs import IterableDealing, Place
 from stook._task import LoaderTask
-from stook.loader import _IterableJobs
 from stook.worker_info import _state
 
 
@@ -745,10 +745,11 @@ def test_an_error_in_a_worker_names_the_worker(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_epochs_are_counted_by_what_was_delivered_not_by_what_was_drawn() -> None:
-    jobs = _IterableJobs(Repeated(1, 2, 3), 2, False, 5, 4)
-    drawn = list(jobs)
+    jobs = IterableDealing(Repeated(1, 2, 3), 2, False).begin(Place(5), 4)
+    drawn = list(jobs.deal())
     assert [job[:2] for job in drawn] == [(epoch, at) for epoch in range(5, 9) for at in (0, 1)]
-    assert [jobs.epochs_begun(delivered) for delivered in range(9)] == [0, 1, 1, 2, 2, 3, 3, 4, 4]
+    places = [jobs.place(delivered) for delivered in range(9)]
+    assert places == [Place(*divmod(at, 2)) for at in range(10, 18)] + [Place(8, 2)]
 
 
 @each_number_of_workers
