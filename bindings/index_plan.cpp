@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "bindings/register.h"
 
@@ -43,24 +44,39 @@ void register_index_plan(py::module_& module) {
   py::class_<IndexPlan>(module, "IndexPlan",
                         "The jobs of a pass over a source that is indexed: an iterator of (epoch, "
                         "position, index), or of (epoch, position, tuple of indices) with a batch "
-                        "size other than 0. Its length is the number of jobs in one epoch.")
+                        "size other than 0; see workers/index_plan.h. Its length is the number of "
+                        "jobs in one epoch of this shard.")
       .def(py::init([](std::uint64_t length, std::uint64_t batch_size, bool drop_remainder,
                        std::optional<std::uint64_t> shuffle_seed, std::uint64_t first_epoch,
-                       std::optional<std::uint64_t> num_epochs) {
+                       std::optional<std::uint64_t> num_epochs, std::uint64_t shard_index,
+                       std::uint64_t shard_count, std::uint64_t first_position,
+                       std::uint64_t first_place, std::vector<std::uint64_t> skip, bool fill,
+                       std::optional<std::uint64_t> first_item) {
              return IndexPlan({.length = length,
                                .batch_size = batch_size,
                                .drop_remainder = drop_remainder,
                                .shuffle_seed = shuffle_seed,
                                .first_epoch = first_epoch,
-                               .num_epochs = num_epochs});
+                               .num_epochs = num_epochs,
+                               .shard_index = shard_index,
+                               .shard_count = shard_count,
+                               .first_position = first_position,
+                               .first_place = first_place,
+                               .skip = std::move(skip),
+                               .fill = fill,
+                               .first_item = first_item});
            }),
            py::arg("length"), py::arg("batch_size") = 0, py::arg("drop_remainder") = false,
            py::arg("shuffle_seed") = py::none(), py::arg("first_epoch") = 0,
-           py::arg("num_epochs") = 1)
+           py::arg("num_epochs") = 1, py::kw_only(), py::arg("shard_index") = 0,
+           py::arg("shard_count") = 1, py::arg("first_position") = 0, py::arg("first_place") = 0,
+           py::arg("skip") = std::vector<std::uint64_t>(), py::arg("fill") = false,
+           py::arg("first_item") = py::none())
       .def("__iter__", [](py::object self) { return self; })
       .def("__next__", &next_job)
       .def("__len__", [](const IndexPlan& plan) { return plan.jobs_per_epoch(); })
-      .def_property_readonly("jobs_per_epoch", &IndexPlan::jobs_per_epoch);
+      .def_property_readonly("jobs_per_epoch", &IndexPlan::jobs_per_epoch)
+      .def_property_readonly("jobs_in_first_epoch", &IndexPlan::jobs_in_first_epoch);
 }
 
 }  // namespace stook::bindings

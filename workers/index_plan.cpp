@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace stook::workers {
 namespace {
@@ -16,14 +18,33 @@ constexpr std::uint64_t mix(std::uint64_t value) {
   return value ^ (value >> 31);
 }
 
-std::uint64_t count_jobs(const IndexPlan::Options& options) {
+std::string text(std::uint64_t value) { return std::to_string(value); }
+
+void check(const IndexPlan::Options& options) {
   if (options.length > IndexPlan::kMaxLength) {
-    throw std::invalid_argument("a source of " + std::to_string(options.length) +
+    throw std::invalid_argument("a source of " + text(options.length) +
                                 " elements is longer than the 2**62 that can be planned");
   }
-  if (options.batch_size == 0) return options.length;
-  const bool short_batch = options.length % options.batch_size != 0 && !options.drop_remainder;
-  return options.length / options.batch_size + (short_batch ? 1 : 0);
+  if (options.shard_count == 0 || options.shard_count > IndexPlan::kMaxLength ||
+      options.shard_index >= options.shard_count) {
+    throw std::invalid_argument("shard " + text(options.shard_index) + " of " +
+                                text(options.shard_count) +
+                                ": the index must be below the count, and that 1 to 2**62");
+  }
+  if (options.first_place > options.length) {
+    throw std::invalid_argument("first_place " + text(options.first_place) +
+                                " is beyond the source's " + text(options.length) + " elements");
+  }
+  const auto& skip = options.skip;
+  if (std::adjacent_find(skip.begin(), skip.end(), std::greater_equal<>()) != skip.end()) {
+    throw std::invalid_argument("skip must be in rising order, without repetition");
+  }
+  if (options.fill && (options.batch_size == 0 || !skip.empty())) {
+    throw std::invalid_argument("fill needs a batch_size, and does not go with skip");
+  }
+  if (!options.fill && options.first_item.has_value()) {
+    throw std::invalid_argument("first_item needs fill");
+  }
 }
 
 }  // namespace
@@ -54,34 +75,103 @@ std::uint64_t IndexPermutation::operator()(std::uint64_t place) const {
   return place;
 }
 
-IndexPlan::IndexPlan(const Options& options)
-    : options_(options), jobs_per_epoch_(count_jobs(options)) {}
+IndexPlan::IndexPlan(Options options)
+    : options_(std::move(options)),
+      batch_(std::max<std::uint64_t>(options_.batch_size, 1)),
+      position_(options_.first_position) {
+  check(options_);
+  jobs_per_epoch_ = jobs_of(items_in(options_.first_epoch + 1));
+  items_ = items_in(options_.first_epoch);
+  if (options_.first_item.has_value()) {
+    item_ = *options_.first_item;
+    if (item_ > items_) {
+      throw std::invalid_argument("first_item " + text(item_) + " is beyond the " + text(items_) +
+                                  " of the epoch");
+    }
+    return;
+  }
+  const std::uint64_t jobs = jobs_of(items_);
+  if (position_ > jobs) {
+    throw std::invalid_argument("first_position " + text(position_) + " is beyond the epoch's " +
+                                text(jobs) + " elements");
+  }
+  // Not the product alone: the last job may have fewer items, and a batch be of any size.
+  item_ = position_ == jobs ? items_ : position_ * batch_;
+}
+
+std::uint64_t IndexPlan::items_in(std::uint64_t epoch) const {
+  // Below 2**63: none of the three is above 2**62.
+  const std::uint64_t first = first_place_of(epoch) + options_.shard_index;
+  if (first >= options_.length) return 0;
+  return (options_.length - first - 1) / options_.shard_count + 1;
+}
+
+std::uint64_t IndexPlan::jobs_of(std::uint64_t items) const {
+  const bool short_batch = items % batch_ != 0 && !options_.drop_remainder;
+  return items / batch_ + (short_batch ? 1 : 0);
+}
+
+std::uint64_t IndexPlan::jobs_in_first_epoch() const {
+  return jobs_of(items_in(options_.first_epoch));
+}
+
+std::uint64_t IndexPlan::planned_items(std::uint64_t epoch, std::uint64_t item) const {
+  return std::min(batch_, items_in(epoch) - item);
+}
+
+bool IndexPlan::epoch_is_over() const {
+  const std::uint64_t left = items_ - item_;
+  return left == 0 || (left < batch_ && options_.drop_remainder);
+}
 
 bool IndexPlan::next(Job& job) {
   if (jobs_per_epoch_ == 0) return false;
-  if (position_ == jobs_per_epoch_) {
-    position_ = 0;
-    ++epochs_done_;
-    permutation_.reset();
+  for (;;) {
+    if (epoch_is_over()) {
+      position_ = 0;
+      item_ = 0;
+      ++epochs_done_;
+      items_ = items_in(options_.first_epoch + epochs_done_);
+      permutation_.reset();
+    }
+    if (options_.num_epochs.has_value() && epochs_done_ >= *options_.num_epochs) {
+      // Stays so: the next epoch is not begun, and has jobs.
+      return false;
+    }
+    job.epoch = options_.first_epoch + epochs_done_;
+    job.position = position_++;
+    job.ordinal = ordinal_++;
+    const std::uint64_t item = item_;
+    const std::uint64_t count = std::min(batch_, items_ - item);
+    item_ += count;
+    if (skipped_ < options_.skip.size() && options_.skip[skipped_] == job.ordinal) {
+      ++skipped_;
+      continue;
+    }
+    if (options_.shuffle_seed.has_value() && !permutation_.has_value()) {
+      permutation_.emplace(options_.length, *options_.shuffle_seed, job.epoch);
+    }
+    indices_.resize(count);
+    job.place = first_place_of(job.epoch) + options_.shard_index + item * options_.shard_count;
+    std::uint64_t place = job.place;
+    for (std::uint64_t& index : indices_) {
+      index = permutation_.has_value() ? (*permutation_)(place) : place;
+      place += options_.shard_count;
+    }
+    job.indices = indices_;
+    return true;
   }
-  if (options_.num_epochs.has_value() && epochs_done_ >= *options_.num_epochs) {
-    // Stays so: the position is 0 and no epoch is added.
-    return false;
-  }
-  const std::uint64_t epoch = options_.first_epoch + epochs_done_;
-  if (options_.shuffle_seed.has_value() && !permutation_.has_value()) {
-    permutation_.emplace(options_.length, *options_.shuffle_seed, epoch);
-  }
-  const std::uint64_t batch = std::max<std::uint64_t>(options_.batch_size, 1);
-  const std::uint64_t begin = position_ * batch;
-  const std::uint64_t count = std::min(batch, options_.length - begin);
-  indices_.resize(count);
-  for (std::uint64_t item = 0; item < count; ++item) {
-    indices_[item] = permutation_.has_value() ? (*permutation_)(begin + item) : begin + item;
-  }
-  job = {epoch, position_, indices_};
-  ++position_;
-  return true;
+}
+
+void IndexPlan::rewind(std::uint64_t epoch, std::uint64_t position, std::uint64_t item,
+                       std::uint64_t ordinal) {
+  if (!options_.fill) throw std::logic_error("only a plan with fill can be rewound");
+  epochs_done_ = epoch - options_.first_epoch;
+  position_ = position;
+  items_ = items_in(epoch);
+  item_ = std::min(item, items_);
+  ordinal_ = ordinal;
+  permutation_.reset();
 }
 
 }  // namespace stook::workers

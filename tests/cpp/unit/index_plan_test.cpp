@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <set>
@@ -212,6 +213,213 @@ TEST(IndexPlan, GoesOnForEverWithoutANumberOfEpochs) {
   for (int count = 0; count < 3000; ++count) ASSERT_TRUE(plan.next(job));
   EXPECT_EQ(job.epoch, 999u);
   EXPECT_EQ(job.position, 2u);
+}
+
+std::vector<std::uint64_t> all_indices(const std::vector<Copy>& jobs) {
+  std::vector<std::uint64_t> indices;
+  for (const Copy& job : jobs) {
+    indices.insert(indices.end(), job.indices.begin(), job.indices.end());
+  }
+  return indices;
+}
+
+TEST(IndexPlan, TakesEveryCountThPlaceOfTheShuffledEpoch) {
+  const std::vector<std::uint64_t> whole = order(11, 5, 2);
+  for (std::uint64_t index = 0; index < 4; ++index) {
+    std::vector<std::uint64_t> expected;
+    for (std::uint64_t place = index; place < 11; place += 4) expected.push_back(whole[place]);
+    EXPECT_EQ(all_indices(all_jobs({.length = 11,
+                                    .batch_size = 2,
+                                    .shuffle_seed = 5,
+                                    .first_epoch = 2,
+                                    .num_epochs = 1,
+                                    .shard_index = index,
+                                    .shard_count = 4})),
+              expected);
+  }
+}
+
+TEST(IndexPlan, CountsTheJobsOfAShard) {
+  const auto jobs = [](std::uint64_t index, bool drop_remainder) {
+    return IndexPlan({.length = 11,
+                      .batch_size = 2,
+                      .drop_remainder = drop_remainder,
+                      .shard_index = index,
+                      .shard_count = 4})
+        .jobs_per_epoch();
+  };
+  // 3, 3, 3 and 2 items.
+  EXPECT_EQ(jobs(0, false), 2u);
+  EXPECT_EQ(jobs(2, false), 2u);
+  EXPECT_EQ(jobs(3, false), 1u);
+  EXPECT_EQ(jobs(0, true), 1u);
+  EXPECT_EQ(jobs(3, true), 1u);
+}
+
+TEST(IndexPlan, HasNoJobsForAShardBeyondTheSource) {
+  EXPECT_TRUE(all_jobs({.length = 3, .shard_index = 3, .shard_count = 5}).empty());
+  EXPECT_TRUE(
+      all_jobs({.length = 3, .shard_index = 4, .shard_count = std::uint64_t{1} << 62}).empty());
+  EXPECT_EQ(all_jobs({.length = 3, .num_epochs = 2, .shard_index = 2, .shard_count = 5}),
+            (std::vector<Copy>{{0, 0, {2}}, {1, 0, {2}}}));
+}
+
+// Sums and products of the largest numbers must not wrap round.
+TEST(IndexPlan, ShardsTheLongestSource) {
+  constexpr std::uint64_t kMost = IndexPlan::kMaxLength;
+  EXPECT_EQ(
+      IndexPlan({.length = kMost, .shard_index = kMost - 1, .shard_count = kMost}).jobs_per_epoch(),
+      1u);
+  constexpr std::uint64_t kItems = (kMost - 4) / 7;  // ceil((2**62 - 6) / 7)
+  IndexPlan last({.length = kMost,
+                  .batch_size = 3,
+                  .num_epochs = 1,
+                  .shard_index = 6,
+                  .shard_count = 7,
+                  .first_position = (kItems - 1) / 3});
+  IndexPlan::Job job;
+  ASSERT_TRUE(last.next(job));
+  ASSERT_EQ(job.indices.size(), (kItems - 1) % 3 + 1);
+  EXPECT_EQ(job.indices.back(), kMost - 5);
+  EXPECT_FALSE(last.next(job));
+
+  IndexPlan late({.length = kMost, .batch_size = ~std::uint64_t{0}, .first_position = 1});
+  EXPECT_EQ(late.jobs_in_first_epoch(), 1u);
+  IndexPlan placed({.length = kMost,
+                    .num_epochs = 1,
+                    .shard_index = kMost - 1,
+                    .shard_count = kMost,
+                    .first_place = kMost});
+  EXPECT_EQ(placed.jobs_in_first_epoch(), 0u);
+}
+
+TEST(IndexPlan, GoesOnInTheMiddleOfAnEpoch) {
+  const IndexPlan::Options whole{
+      .length = 7, .batch_size = 3, .shuffle_seed = 1, .first_epoch = 4, .num_epochs = 2};
+  const std::vector<Copy> jobs = all_jobs(whole);
+  ASSERT_EQ(jobs.size(), 6u);
+  for (std::uint64_t position = 0; position <= 3; ++position) {
+    IndexPlan::Options rest = whole;
+    rest.first_position = position;
+    EXPECT_EQ(all_jobs(rest),
+              std::vector<Copy>(jobs.begin() + static_cast<std::ptrdiff_t>(position), jobs.end()));
+  }
+}
+
+TEST(IndexPlan, LeavesPlacesOfTheFirstEpochOut) {
+  // Places 5 and on, of which shard 1 of 3 takes 6, 9; then whole epochs.
+  EXPECT_EQ(all_jobs({.length = 11,
+                      .batch_size = 2,
+                      .num_epochs = 2,
+                      .shard_index = 1,
+                      .shard_count = 3,
+                      .first_place = 5}),
+            (std::vector<Copy>{{0, 0, {6, 9}}, {1, 0, {1, 4}}, {1, 1, {7, 10}}}));
+  // None left: the second epoch comes nevertheless.
+  EXPECT_EQ(all_jobs({.length = 3, .num_epochs = 2, .first_place = 3}),
+            (std::vector<Copy>{{1, 0, {0}}, {1, 1, {1}}, {1, 2, {2}}}));
+  EXPECT_EQ(all_jobs({.length = 4, .num_epochs = 1, .first_position = 1, .first_place = 1}),
+            (std::vector<Copy>{{0, 1, {2}}, {0, 2, {3}}}));
+}
+
+TEST(IndexPlan, LeavesSkippedJobsOutButCountsThem) {
+  const IndexPlan::Options options{
+      .length = 3, .num_epochs = 2, .first_position = 1, .skip = {0, 2, 3, 99}};
+  EXPECT_EQ(all_jobs(options), (std::vector<Copy>{{0, 2, {2}}, {1, 2, {2}}}));
+  IndexPlan plan(options);
+  IndexPlan::Job job;
+  ASSERT_TRUE(plan.next(job));
+  EXPECT_EQ(job.ordinal, 1u);
+  ASSERT_TRUE(plan.next(job));
+  EXPECT_EQ(job.ordinal, 4u);
+}
+
+TEST(IndexPlan, TellsWhereAJobBegins) {
+  IndexPlan plan({.length = 20,
+                  .batch_size = 2,
+                  .shuffle_seed = 3,
+                  .shard_index = 1,
+                  .shard_count = 3,
+                  .first_place = 4});
+  const IndexPermutation permutation(20, 3, 0);
+  IndexPlan::Job job;
+  for (const std::uint64_t place : {5u, 11u, 17u}) {
+    ASSERT_TRUE(plan.next(job));
+    EXPECT_EQ(job.place, place);
+    EXPECT_EQ(job.indices.front(), permutation(place));
+  }
+  ASSERT_TRUE(plan.next(job));
+  EXPECT_EQ(job.place, 1u);
+}
+
+TEST(IndexPlan, IsRewoundToAnyItem) {
+  IndexPlan plan({.length = 7, .batch_size = 2, .num_epochs = 2, .fill = true});
+  IndexPlan::Job job;
+  for (int count = 0; count < 5; ++count) ASSERT_TRUE(plan.next(job));
+  EXPECT_EQ(job.epoch, 1u);
+  // The first batch took three items.
+  plan.rewind(0, 1, 3, 1);
+  ASSERT_TRUE(plan.next(job));
+  EXPECT_EQ(std::tuple(job.epoch, job.position, job.ordinal, job.place),
+            std::tuple(0u, 1u, 1u, 3u));
+  EXPECT_EQ(std::vector<std::uint64_t>(job.indices.begin(), job.indices.end()),
+            (std::vector<std::uint64_t>{3, 4}));
+  // And the second all that were left: an epoch of two.
+  plan.rewind(0, 2, 7, 2);
+  ASSERT_TRUE(plan.next(job));
+  EXPECT_EQ(std::tuple(job.epoch, job.position, job.ordinal), std::tuple(1u, 0u, 2u));
+  // The end of the last epoch is the end, and one can go back from it.
+  plan.rewind(1, 1, 7, 3);
+  EXPECT_FALSE(plan.next(job));
+  EXPECT_FALSE(plan.next(job));
+  plan.rewind(1, 3, 6, 5);
+  ASSERT_TRUE(plan.next(job));
+  EXPECT_EQ(std::vector<std::uint64_t>(job.indices.begin(), job.indices.end()),
+            (std::vector<std::uint64_t>{6}));
+  EXPECT_EQ(job.position, 3u);
+  EXPECT_FALSE(plan.next(job));
+}
+
+TEST(IndexPlan, BeginsAtAnyItemToBeFilled) {
+  EXPECT_EQ(all_jobs({.length = 7,
+                      .batch_size = 2,
+                      .drop_remainder = true,
+                      .num_epochs = 1,
+                      .first_position = 1,
+                      .fill = true,
+                      .first_item = 4}),
+            (std::vector<Copy>{{0, 1, {4, 5}}}));
+  EXPECT_EQ(all_jobs({.length = 4,
+                      .batch_size = 2,
+                      .num_epochs = 2,
+                      .first_position = 5,
+                      .fill = true,
+                      .first_item = 4}),
+            (std::vector<Copy>{{1, 0, {0, 1}}, {1, 1, {2, 3}}}));
+}
+
+TEST(IndexPlan, RefusesWhatItCannotPlan) {
+  const std::vector<IndexPlan::Options> refused = {
+      {.length = 5, .shard_index = 2, .shard_count = 2},
+      {.length = 5, .shard_count = 0},
+      {.length = 5, .shard_count = IndexPlan::kMaxLength + 1},
+      {.length = 5, .first_position = 6},
+      {.length = 5, .batch_size = 2, .drop_remainder = true, .first_position = 3},
+      {.length = 5, .first_place = 6},
+      {.length = 5, .skip = {2, 1}},
+      {.length = 5, .skip = {2, 2}},
+      {.length = 5, .fill = true},
+      {.length = 5, .batch_size = 2, .skip = {1}, .fill = true},
+      {.length = 5, .batch_size = 2, .first_item = 1},
+      {.length = 5, .batch_size = 2, .fill = true, .first_item = 6},
+  };
+  for (const IndexPlan::Options& options : refused) {
+    EXPECT_THROW(IndexPlan{options}, std::invalid_argument) << &options - refused.data();
+  }
+  EXPECT_NO_THROW(IndexPlan({.length = 5, .first_position = 5}));
+  EXPECT_NO_THROW(
+      IndexPlan({.length = 5, .batch_size = 2, .drop_remainder = true, .first_position = 2}));
+  EXPECT_THROW(IndexPlan({.length = 5}).rewind(0, 0, 0, 0), std::logic_error);
 }
 
 TEST(IndexPlan, RefusesASourceThatIsTooLong) {
