@@ -1,162 +1,30 @@
-// The iterator over results: a Python type of its own, so that `for` calls C++ directly.
+// The iterator over results: results in, waiting, and the type.
 //
 // Per element: deal as many jobs as the window allows, look whether the awaited result is there,
 // sleep without the GIL if not, decode. No Python code runs while the manager's mutex is held.
+#include "bindings/result_iterator.h"
+
 #include <csignal>
-#include <cstring>
 #include <memory>
 #include <new>
-#include <span>
 #include <utility>
+#include <vector>
 
 #include "bindings/errors.h"
-#include "bindings/job_kinds.h"
-#include "bindings/python_api.h"
 #include "bindings/register.h"
-#include "bindings/worker_pool.h"
 #include "shm/error.h"
-#include "workers/index_plan.h"
 
 namespace stook::bindings {
 namespace {
 
 using workers::Manager;
 
-struct Iterator {
-  PyObject_HEAD PyObject* pool_object;  // keeps the pool
-  PyObject* jobs;                       // IndexPlan, or any iterator of (epoch, position, payload)
-  workers::IndexPlan* plan;
-  WorkerPool* pool;
-  std::uint64_t pass;
-  bool ordered;
-  bool jobs_done;
-  bool finished;           // StopIteration from now on
-  PyObject* source_error;  // what `jobs` raised, for its place in the order
-  std::uint64_t elements;
-  std::uint64_t bytes;
-  std::uint64_t moved;
-  std::uint64_t copied;
-  std::uint64_t errors;
-  // A thread asks `jobs` for one. GIL.
-  bool producing;
-  // Scratch for one thread at a time, so that an element costs no allocation. GIL.
-  TakenOutcome* spare;
-};
-
-Iterator* as_iterator(PyObject* self) { return reinterpret_cast<Iterator*>(self); }
-
-// False once it was closed, or its loader was or has begun another pass. To be asked again after
-// every wait for the mutex: the GIL was released meanwhile.
-bool has_pool(const Iterator* self) {
-  return self->pass == self->pool->pass.load(std::memory_order_seq_cst) && self->pool->is_open();
-}
-
-// ------------------------------------------------------------------ jobs
-
-void produce_from_plan(Iterator* self) {
-  Manager& manager = self->pool->manager;
-  workers::IndexPlan::Job job;
-  while (!self->jobs_done && manager.can_produce()) {
-    if (!self->plan->next(job)) {
-      self->jobs_done = true;
-      return;
-    }
-    workers::JobOrder order;
-    order.epoch = job.epoch;
-    order.position = job.position;
-    order.kind = self->plan->options().batch_size == 0 ? kIndexJob : kIndicesJob;
-    order.payload = std::as_bytes(job.indices);
-    manager.produce(order);
-  }
-}
-
-// An item that cannot be sent: its error takes the way of the results, and so its place in the
-// order.
-bool encode_failed_item(Iterator* self, OwnedRef& bytes, workers::JobOrder& order) {
-  const OwnedRef exception = take_exception();
-  if (!exception || PyErr_GivenExceptionMatches(exception.get(), PyExc_KeyboardInterrupt)) {
-    if (exception) raise_exception(exception.get());
-    return false;
-  }
-  bytes.reset(PyObject_CallMethod(self->pool->functions.ptr(), "encode_unsendable", "OK",
-                                  exception.get(),
-                                  static_cast<unsigned long long>(order.position)));
-  if (!bytes || !PyBytes_Check(bytes.get())) return false;
-  order.kind = kFailedJob;
-  order.payload = std::as_bytes(std::span(PyBytes_AS_STRING(bytes.get()),
-                                          static_cast<std::size_t>(PyBytes_GET_SIZE(bytes.get()))));
-  return true;
-}
-
-// Asks the Python iterator for one job and deals it. False with an error set.
-bool produce_from_python(Iterator* self) {
-  // Threads may share the iterator; a generator, and the encoder, take one at a time.
-  self->producing = true;
-  const struct Done {
-    Iterator* iterator;
-    ~Done() { iterator->producing = false; }
-  } done{self};
-  const OwnedRef job(PyIter_Next(self->jobs));
-  if (!job) {
-    self->jobs_done = true;
-    if (PyErr_Occurred() == nullptr) return true;
-    // Ctrl-C is not the source's: it is for now.
-    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
-      self->jobs_done = false;
-      return false;
-    }
-    self->source_error = take_exception().release();
-    return true;
-  }
-  unsigned long long epoch = 0;
-  unsigned long long position = 0;
-  PyObject* payload = nullptr;
-  if (!PyArg_ParseTuple(job.get(), "KKO", &epoch, &position, &payload)) return false;
-  workers::JobOrder order;
-  order.epoch = epoch;
-  order.position = position;
-  order.kind = kEncodedJob;
-  OwnedRef failure;
-  Encoder& encoder = self->pool->encoder;
-  bool failed = false;
-  switch (encoder.encode(payload, false)) {
-    case EncodeResult::kDone:
-      order.payload = encoder.payload();
-      order.blocks = encoder.made_blocks();
-      break;
-    case EncodeResult::kPythonError:
-      failed = true;
-      break;
-    case EncodeResult::kNoRoom: {
-      const OwnedRef error(
-          PyObject_CallMethod(self->pool->functions.ptr(), "exhausted_error", "K",
-                              static_cast<unsigned long long>(encoder.requested_bytes())));
-      if (error) raise_exception(error.get());
-      failed = true;
-      break;
-    }
-  }
-  std::vector<OwnedRef> sent = encoder.take_sent().finish(true);
-  if (failed && !encode_failed_item(self, failure, order)) return false;
-  try {
-    const LockWithGil lock(self->pool->mutex);
-    Manager& manager = self->pool->manager;
-    if (has_pool(self) && manager.can_produce()) {
-      self->pool->held.hold(manager.produce(order), std::move(sent));
-    } else if (manager.is_open()) {  // closed or iterated again meanwhile
-      manager.free_arguments(order.blocks);
-    }
-  } catch (const shm::Error& error) {
-    set_python_error(error);
-    return false;
-  }
-  return true;
-}
+ResultIterator* as_iterator(PyObject* self) { return reinterpret_cast<ResultIterator*>(self); }
 
 // ------------------------------------------------------------------ results
 
 // Under the mutex. Copies out what the manager would reuse.
-void take(Iterator* self, TakenOutcome& taken) {
+void take(ResultIterator* self, TakenOutcome& taken) {
   Manager& manager = self->pool->manager;
   taken.outcome = manager.take(self->ordered);
   taken.blocks.assign(taken.outcome.blocks.begin(), taken.outcome.blocks.end());
@@ -165,13 +33,14 @@ void take(Iterator* self, TakenOutcome& taken) {
 }
 
 // The element, or nullptr with its error set.
-PyObject* deliver(Iterator* self, const TakenOutcome& taken) {
+PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
   const workers::Outcome& outcome = taken.outcome;
   WorkerPool& pool = *self->pool;
   if (outcome.kind == workers::OutcomeKind::kElement) {
     PyObject* element =
         pool.decoder.decode_leased(taken.payload, taken.blocks, outcome.arena, taken.copy_out);
     pool.held.release(outcome.job);
+    self->deliveries->add(outcome.job - self->first_job);
     if (element == nullptr) {
       ++self->errors;
       ++pool.errors;
@@ -190,7 +59,13 @@ PyObject* deliver(Iterator* self, const TakenOutcome& taken) {
     return element;
   }
   for (const workers::BlockRef& block : taken.blocks) outcome.arena->release(block.id);
-  pool.held.release(outcome.job);
+  const bool startup = outcome.kind == workers::OutcomeKind::kStartupError;
+  if (startup) {  // it belongs to no job
+    self->finished = true;
+  } else {
+    pool.held.release(outcome.job);
+    self->deliveries->add(outcome.job - self->first_job);
+  }
   ++self->errors;
   ++pool.errors;
   OwnedRef error;
@@ -200,8 +75,6 @@ PyObject* deliver(Iterator* self, const TakenOutcome& taken) {
                                     static_cast<int>(outcome.pid), outcome.status, position,
                                     outcome.attempts, outcome.out_of_memory ? Py_True : Py_False));
   } else {
-    const bool startup = outcome.kind == workers::OutcomeKind::kStartupError;
-    if (startup) self->finished = true;
     error.reset(PyObject_CallMethod(
         pool.functions.ptr(), startup ? "startup_error" : "element_error", "y#IK",
         reinterpret_cast<const char*>(taken.payload.data()),
@@ -213,7 +86,7 @@ PyObject* deliver(Iterator* self, const TakenOutcome& taken) {
 }
 
 // Sleeps until there may be something new. False with an error set.
-bool wait(Iterator* self, bool& long_wait) {
+bool wait(ResultIterator* self, bool& long_wait) {
   WorkerPool& pool = *self->pool;
   sigset_t before;
   if (long_wait) {
@@ -265,7 +138,7 @@ bool check_process(const WorkerPool& pool) {
   return false;
 }
 
-bool check_usable(Iterator* self) {
+bool check_usable(ResultIterator* self) {
   if (!check_process(*self->pool)) return false;
   if (!has_pool(self)) {
     set_stook_error("StookError",
@@ -279,7 +152,7 @@ bool check_usable(Iterator* self) {
 // The iterator's scratch for the time of one call; a second thread gets its own.
 class Scratch {
  public:
-  explicit Scratch(Iterator* iterator)
+  explicit Scratch(ResultIterator* iterator)
       : iterator_(iterator), taken_(std::exchange(iterator->spare, nullptr)) {
     if (taken_ == nullptr) taken_ = new TakenOutcome();
   }
@@ -295,12 +168,12 @@ class Scratch {
   TakenOutcome& operator*() { return *taken_; }
 
  private:
-  Iterator* iterator_;
+  ResultIterator* iterator_;
   TakenOutcome* taken_;
 };
 
 PyObject* iterator_next(PyObject* object) {
-  Iterator* self = as_iterator(object);
+  ResultIterator* self = as_iterator(object);
   if (self->finished) return nullptr;
   WorkerPool& pool = *self->pool;
   Scratch taken(self);
@@ -380,7 +253,7 @@ std::uint64_t begin_pass(WorkerPool& pool) {
 }
 
 // Gives up what is under way, if this iterator still has the pool.
-void abandon(Iterator* self) {
+void abandon(ResultIterator* self) {
   if (self->pool == nullptr || self->pool->manager.in_forked_child()) return;
   if (!self->pool->is_open() || self->pass != self->pool->pass) return;
   begin_pass(*self->pool);
@@ -410,8 +283,11 @@ PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywor
     return nullptr;
   }
   if (!check_process(*pool)) return nullptr;
+  auto deliveries = std::make_unique<workers::Deliveries>(
+      plan == nullptr ? std::vector<std::uint64_t>() : plan->options().skip);
   auto* self = as_iterator(type->tp_alloc(type, 0));
   if (self == nullptr) return nullptr;
+  self->deliveries = deliveries.release();
   Py_INCREF(pool_object);
   Py_INCREF(jobs);
   self->pool_object = pool_object;
@@ -424,7 +300,7 @@ PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywor
 }
 
 int iterator_traverse(PyObject* object, visitproc visit, void* arg) {
-  Iterator* self = as_iterator(object);
+  ResultIterator* self = as_iterator(object);
   Py_VISIT(self->pool_object);
   Py_VISIT(self->jobs);
   Py_VISIT(self->source_error);
@@ -432,7 +308,7 @@ int iterator_traverse(PyObject* object, visitproc visit, void* arg) {
 }
 
 int iterator_clear(PyObject* object) {
-  Iterator* self = as_iterator(object);
+  ResultIterator* self = as_iterator(object);
   abandon(self);
   self->pool = nullptr;
   self->finished = true;
@@ -446,27 +322,42 @@ void iterator_dealloc(PyObject* object) {
   PyObject_GC_UnTrack(object);
   iterator_clear(object);
   delete as_iterator(object)->spare;
+  delete as_iterator(object)->deliveries;
   Py_TYPE(object)->tp_free(object);
 }
 
 PyObject* iterator_close(PyObject* object, PyObject*) {
-  Iterator* self = as_iterator(object);
+  ResultIterator* self = as_iterator(object);
   if (!self->finished) abandon(self);
   Py_RETURN_NONE;
 }
 
 PyObject* iterator_counts(PyObject* object, PyObject*) {
-  const Iterator* self = as_iterator(object);
+  const ResultIterator* self = as_iterator(object);
   return Py_BuildValue(
       "KKKKK", static_cast<unsigned long long>(self->elements),
       static_cast<unsigned long long>(self->bytes), static_cast<unsigned long long>(self->moved),
       static_cast<unsigned long long>(self->copied), static_cast<unsigned long long>(self->errors));
 }
 
+PyObject* iterator_delivered(PyObject* object, PyObject*) {
+  const workers::Deliveries& deliveries = *as_iterator(object)->deliveries;
+  OwnedRef ahead(PyList_New(0));
+  if (!ahead) return nullptr;
+  for (const std::uint64_t ordinal : deliveries.ahead()) {
+    const OwnedRef value(PyLong_FromUnsignedLongLong(ordinal));
+    if (!value || PyList_Append(ahead.get(), value.get()) != 0) return nullptr;
+  }
+  return Py_BuildValue("KN", static_cast<unsigned long long>(deliveries.lowest()), ahead.release());
+}
+
 PyMethodDef iterator_methods[] = {
     {"close", iterator_close, METH_NOARGS, "Gives up what is under way."},
     {"counts", iterator_counts, METH_NOARGS,
      "(elements, bytes, moved, copied, errors) delivered so far."},
+    {"delivered", iterator_delivered, METH_NOARGS,
+     "(lowest, ahead): every job with an ordinal below `lowest` was delivered, as an element or an "
+     "error, and so were those in the sorted list `ahead`. Waits for nothing."},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -474,7 +365,7 @@ PyTypeObject iterator_type = [] {
   PyTypeObject type = empty_type();
   type.tp_name = "stook._core.ResultIterator";
   type.tp_doc = "ResultIterator(pool, jobs, ordered): results of jobs, as they are asked for.";
-  type.tp_basicsize = sizeof(Iterator);
+  type.tp_basicsize = sizeof(ResultIterator);
   type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC;
   type.tp_new = iterator_new;
   type.tp_dealloc = iterator_dealloc;

@@ -1,6 +1,6 @@
 """The C++ side of stook. Private: what people import is the package stook."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any, NoReturn, Protocol, SupportsIndex, SupportsInt, TypeAlias, final
 
@@ -30,12 +30,28 @@ class IndexPlan(metaclass=_Pybind11Type):
         shuffle_seed: _Int | None = None,
         first_epoch: _Int = 0,
         num_epochs: _Int | None = 1,
+        *,
+        # every shard_count-th place, from shard_index on
+        shard_index: _Int = 0,
+        shard_count: _Int = 1,
+        # of the first epoch: jobs that are done; places of the unsharded epoch that are done with,
+        # so that positions count from there
+        first_position: _Int = 0,
+        first_place: _Int = 0,
+        # ordinals of jobs not to deal, in rising order; the first job of the plan has ordinal 0
+        skip: Sequence[_Int] = [],
+        fill: bool = False,
+        first_item: _Int | None = None,
     ) -> None: ...
     def __iter__(self) -> IndexPlan: ...
     def __next__(self) -> tuple[int, int, int] | tuple[int, int, tuple[int, ...]]: ...
     def __len__(self) -> int: ...
+    # of this shard, of a whole epoch
     @property
     def jobs_per_epoch(self) -> int: ...
+    # those before first_position included; fewer than jobs_per_epoch with a first_place
+    @property
+    def jobs_in_first_epoch(self) -> int: ...
 
 # ---- bindings/jpeg.cpp
 
@@ -172,6 +188,8 @@ class ResultIterator:
     def close(self) -> None: ...
     # elements, bytes, moved, copied, errors
     def counts(self) -> tuple[int, int, int, int, int]: ...
+    # (lowest, ahead): by ordinal, what was delivered; jobs that the plan skips count as delivered
+    def delivered(self) -> tuple[int, list[int]]: ...
 
 # ---- bindings/task_queue_object.cpp
 

@@ -1,0 +1,52 @@
+// The iterator over results: a Python type of its own, so that `for` calls C++ directly. Jobs out:
+// result_iterator_jobs.cpp; results in, waiting and the type: result_iterator.cpp.
+//
+// Any thread that has the GIL may call what is declared here; what it blocks on, it blocks on
+// without the GIL.
+#pragma once
+
+#include <cstdint>
+
+#include "bindings/python_api.h"
+#include "bindings/worker_pool.h"
+#include "workers/deliveries.h"
+#include "workers/index_plan.h"
+
+namespace stook::bindings {
+
+struct ResultIterator {
+  PyObject_HEAD PyObject* pool_object;  // keeps the pool
+  PyObject* jobs;                       // IndexPlan, or any iterator of (epoch, position, payload)
+  workers::IndexPlan* plan;
+  WorkerPool* pool;
+  std::uint64_t pass;
+  // Written by who delivers, with the GIL: a state is taken without the manager and its mutex.
+  workers::Deliveries* deliveries;
+  std::uint64_t first_job;  // the manager's number of the first job dealt
+  bool has_dealt;
+  bool ordered;
+  bool jobs_done;
+  bool finished;           // StopIteration from now on
+  PyObject* source_error;  // what `jobs` raised, for its place in the order
+  std::uint64_t elements;
+  std::uint64_t bytes;
+  std::uint64_t moved;
+  std::uint64_t copied;
+  std::uint64_t errors;
+  // A thread asks `jobs` for one. GIL.
+  bool producing;
+  // Scratch for one thread at a time, so that an element costs no allocation. GIL.
+  TakenOutcome* spare;
+};
+
+// False once it was closed, or its loader was or has begun another pass. To be asked again after
+// every wait for the mutex: the GIL was released meanwhile.
+bool has_pool(const ResultIterator* self);
+
+// Under the mutex: deals jobs of the plan for as long as the window allows. Runs no Python code.
+void produce_from_plan(ResultIterator* self);
+
+// Asks the Python iterator for one job and deals it. False with an error set. Not under the mutex.
+bool produce_from_python(ResultIterator* self);
+
+}  // namespace stook::bindings

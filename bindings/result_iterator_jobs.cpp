@@ -1,0 +1,133 @@
+// The iterator over results: its jobs.
+#include "bindings/result_iterator.h"
+
+#include <cstddef>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "bindings/errors.h"
+#include "bindings/job_kinds.h"
+#include "shm/error.h"
+
+namespace stook::bindings {
+
+namespace {
+
+using workers::Manager;
+
+// Under the mutex. Deals a job; as only one iterator at a time has the pool, and its jobs have an
+// order, the numbers of a pass follow one another.
+std::uint64_t produce(ResultIterator* self, const workers::JobOrder& order) {
+  const std::uint64_t number = self->pool->manager.produce(order);
+  if (!self->has_dealt) self->first_job = number;
+  self->has_dealt = true;
+  return number;
+}
+
+// An item that cannot be sent: its error takes the way of the results, and so its place in the
+// order.
+bool encode_failed_item(ResultIterator* self, OwnedRef& bytes, workers::JobOrder& order) {
+  const OwnedRef exception = take_exception();
+  if (!exception || PyErr_GivenExceptionMatches(exception.get(), PyExc_KeyboardInterrupt)) {
+    if (exception) raise_exception(exception.get());
+    return false;
+  }
+  bytes.reset(PyObject_CallMethod(self->pool->functions.ptr(), "encode_unsendable", "OK",
+                                  exception.get(),
+                                  static_cast<unsigned long long>(order.position)));
+  if (!bytes || !PyBytes_Check(bytes.get())) return false;
+  order.kind = kFailedJob;
+  order.payload = std::as_bytes(std::span(PyBytes_AS_STRING(bytes.get()),
+                                          static_cast<std::size_t>(PyBytes_GET_SIZE(bytes.get()))));
+  return true;
+}
+
+}  // namespace
+
+bool has_pool(const ResultIterator* self) {
+  return self->pass == self->pool->pass.load(std::memory_order_seq_cst) && self->pool->is_open();
+}
+
+void produce_from_plan(ResultIterator* self) {
+  Manager& manager = self->pool->manager;
+  workers::IndexPlan::Job job;
+  while (!self->jobs_done && manager.can_produce()) {
+    if (!self->plan->next(job)) {
+      self->jobs_done = true;
+      return;
+    }
+    workers::JobOrder order;
+    order.epoch = job.epoch;
+    order.position = job.position;
+    order.kind = self->plan->options().batch_size == 0 ? kIndexJob : kIndicesJob;
+    order.payload = std::as_bytes(job.indices);
+    produce(self, order);
+  }
+}
+
+bool produce_from_python(ResultIterator* self) {
+  // Threads may share the iterator; a generator, and the encoder, take one at a time.
+  self->producing = true;
+  const struct Done {
+    ResultIterator* iterator;
+    ~Done() { iterator->producing = false; }
+  } done{self};
+  const OwnedRef job(PyIter_Next(self->jobs));
+  if (!job) {
+    self->jobs_done = true;
+    if (PyErr_Occurred() == nullptr) return true;
+    // Ctrl-C is not the source's: it is for now.
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+      self->jobs_done = false;
+      return false;
+    }
+    self->source_error = take_exception().release();
+    return true;
+  }
+  unsigned long long epoch = 0;
+  unsigned long long position = 0;
+  PyObject* payload = nullptr;
+  if (!PyArg_ParseTuple(job.get(), "KKO", &epoch, &position, &payload)) return false;
+  workers::JobOrder order;
+  order.epoch = epoch;
+  order.position = position;
+  order.kind = kEncodedJob;
+  OwnedRef failure;
+  Encoder& encoder = self->pool->encoder;
+  bool failed = false;
+  switch (encoder.encode(payload, false)) {
+    case EncodeResult::kDone:
+      order.payload = encoder.payload();
+      order.blocks = encoder.made_blocks();
+      break;
+    case EncodeResult::kPythonError:
+      failed = true;
+      break;
+    case EncodeResult::kNoRoom: {
+      const OwnedRef error(
+          PyObject_CallMethod(self->pool->functions.ptr(), "exhausted_error", "K",
+                              static_cast<unsigned long long>(encoder.requested_bytes())));
+      if (error) raise_exception(error.get());
+      failed = true;
+      break;
+    }
+  }
+  std::vector<OwnedRef> sent = encoder.take_sent().finish(true);
+  if (failed && !encode_failed_item(self, failure, order)) return false;
+  try {
+    const LockWithGil lock(self->pool->mutex);
+    Manager& manager = self->pool->manager;
+    if (has_pool(self) && manager.can_produce()) {
+      self->pool->held.hold(produce(self, order), std::move(sent));
+    } else if (manager.is_open()) {  // closed or iterated again meanwhile
+      manager.free_arguments(order.blocks);
+    }
+  } catch (const shm::Error& error) {
+    set_python_error(error);
+    return false;
+  }
+  return true;
+}
+
+}  // namespace stook::bindings
