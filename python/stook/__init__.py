@@ -21,15 +21,18 @@ if not _sys.platform.startswith("linux"):
 
 from . import io
 from ._core import __version__, is_shared
+from ._element_errors import SKIP
 from ._iterator import LoaderIterator
 from ._threads_rng import rng
 from .errors import (
     DecodeError,
     ElementError,
+    ElementTimeout,
     PoolBroken,
     RemoteError,
     SharedMemoryExhausted,
     StookError,
+    TooManyErrors,
     WorkerDied,
 )
 from .executor import ProcessPoolExecutor
@@ -55,9 +58,11 @@ from .threads import ThreadPool
 from .worker_info import WorkerInfo, worker_info
 
 __all__ = [
+    "SKIP",
     "DataLoader",
     "DecodeError",
     "ElementError",
+    "ElementTimeout",
     "LoaderIterator",
     "LoaderStats",
     "MultiprocessingOptions",
@@ -76,6 +81,7 @@ __all__ = [
     "SubprocessIterable",
     "SubprocessIterator",
     "ThreadPool",
+    "TooManyErrors",
     "WorkerDied",
     "WorkerInfo",
     "WorkerMemory",

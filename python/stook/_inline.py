@@ -47,7 +47,7 @@ class InlinePool:
 
     def iterate(self, jobs: Iterator[Any], *, ordered: bool) -> InlineIterator:
         """Starts a pass over `jobs`; one element is made at a time, so always in order."""
-        return InlineIterator(jobs, self._task.bind(isolate=True), self._counts)
+        return InlineIterator(jobs, self._task.bind(where="here"), self._counts)
 
     def stats(self) -> LoaderStats:
         """Counts over all its iterators."""

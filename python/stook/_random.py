@@ -4,6 +4,8 @@ Elements go to whichever worker is free, so a seed per worker would make augment
 timing. Instead `random` and NumPy's global generator are seeded anew for each element from (seed,
 epoch, position): the same draws for any number of workers, and again after a restart. So is torch's
 generator for the CPU, where torch has been imported, for its users' augmentations draw from it.
+
+Those belong to a process. What belongs to a thread is which element it makes, for `stook.rng()`.
 """
 
 from __future__ import annotations
@@ -12,12 +14,28 @@ import ctypes
 import random
 import struct
 import sys
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["isolated", "mix", "seeder", "torch_generator"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["announcer", "current", "isolated", "mix", "put_back", "seeder", "torch_generator"]
 
 _MASK = (1 << 64) - 1
+
+Element = tuple["int | None", int, int]  # seed, epoch, position
+
+
+class _Current(threading.local):
+    """What this thread makes, and the generator that `stook.rng()` made for it."""
+
+    element: Element | None = None
+    made: tuple[Element, np.random.Generator] | None = None
+
+
+current = _Current()
 
 
 def mix(value: int) -> int:
@@ -32,8 +50,19 @@ def mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
+def announcer(seed: int | None) -> Callable[[int, int], None]:
+    """Returns `announce(epoch, position)`: which element this thread makes from now on."""
+    now = current
+
+    def announce(epoch: int, position: int) -> None:
+        # A new object each time: `rng` tells elements apart by it.
+        now.element = (seed, epoch, position)
+
+    return announce
+
+
 def seeder(seed: int) -> Callable[[int, int], None]:
-    """Returns `reseed(epoch, position)`, which seeds the generators for one element.
+    """Returns `reseed(epoch, position)`: seeds the generators for one element, and announces it.
 
     `random` gets a 64-bit seed. NumPy's gets 32 bits, because its `seed` takes five times as long
     for anything longer; two elements in four billion share one.
@@ -48,13 +77,20 @@ def seeder(seed: int) -> Callable[[int, int], None]:
     epoch_of_key = 0
     seed_python = random.seed
     seed_numpy = numpy.seed
+    modules = sys.modules
+    now = current
 
     def reseed(epoch: int, position: int) -> None:
+        # In one frame, since it is called for each element: the lines of `mix`, and others' too.
         nonlocal epoch_key, epoch_of_key
+        now.element = (seed, epoch, position)  # a new object each time, as in `announcer`
         if epoch != epoch_of_key:
             epoch_key = mix(seed_key ^ epoch)
             epoch_of_key = epoch
-        key = mix(epoch_key ^ position)
+        key = ((epoch_key ^ position) + 0x9E3779B97F4A7C15) & _MASK
+        key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & _MASK
+        key ^= key >> 31
         seed_python(key)
         # Bits that `random` also saw, but after another mix: equal streams would be correlated.
         low = (key * 0xD6E8FEB86659FD93) & _MASK
@@ -62,9 +98,10 @@ def seeder(seed: int) -> Callable[[int, int], None]:
             # The program exchanged it; a worker that does not know of that would draw otherwise.
             numpy.set_bit_generator(standard(0))
         seed_numpy(low >> 32)
-        generator = torch_generator()
-        if generator is not None:
-            generator.manual_seed(low)
+        if "torch" in modules:
+            generator = torch_generator()
+            if generator is not None:
+                generator.manual_seed(low)
 
     return reseed
 
@@ -138,11 +175,14 @@ def isolated(run: Callable[..., Any]) -> Callable[..., Any]:
 
     With `num_workers=0` user code draws in the consumer's process. The consumer's own draws must
     not depend on the loader (they do not when it runs in workers), so its generators are put back
-    after each element. `seed=None` has neither the seeds nor this cost.
+    after each element, and so is what `put_back` puts back. `seed=None` has neither the seeds nor
+    this cost.
     """
     numpy_generator = _NumpyGenerator()
+    now = current
 
     def run_isolated(*args: Any) -> Any:
+        before = now.element, now.made
         python_state = random.getstate()
         numpy_state = numpy_generator.save()
         torch = torch_generator()
@@ -150,9 +190,27 @@ def isolated(run: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return run(*args)
         finally:
+            now.element, now.made = before
             random.setstate(python_state)
             numpy_generator.restore(numpy_state)
             if torch is not None:
                 torch.set_state(torch_state)
 
     return run_isolated
+
+
+def put_back(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `run` so that this thread afterwards makes what it made before.
+
+    That is nothing, or the element whose user code iterates a loader of its own.
+    """
+    now = current
+
+    def run_put_back(*args: Any) -> Any:
+        before = now.element, now.made
+        try:
+            return run(*args)
+        finally:
+            now.element, now.made = before
+
+    return run_put_back

@@ -21,6 +21,7 @@ __all__ = ["BoundTask", "LoaderTask"]
 
 # (epoch, position of the element within the epoch, payload) -> element
 BoundTask = Callable[[int, int, Any], Any]
+_Begin = Callable[[int, int], None]  # (epoch, position), before user code is called
 
 
 class LoaderTask:
@@ -58,28 +59,33 @@ class LoaderTask:
 
     def __call__(self, epoch: int, position: int, payload: Any) -> Any:
         """Makes one element. For more than a few, call what `bind()` returns."""
-        return self.bind()(epoch, position, payload)
+        return self.bind("here")(epoch, position, payload)
 
-    def bind(self, *, isolate: bool = False) -> BoundTask:
+    def bind(self, where: str = "worker") -> BoundTask:
         """Returns the function that makes elements, in as few Python frames as possible.
 
         Nothing but the caller holds what that function returns: no cache, no cycle, no frame. The
         hand-over of arrays by moving them rests on it.
 
         Args:
-          isolate: Put the global random generators back after each element; for the consumer's own
-            process.
-        """
-        if self.batch_size is not None:
-            run = self._bind_batch(self._load_function())
-        elif self.source is not None and len(self.transforms) == 1:
-            run = self._bind_common(self.transforms[0])
-        else:
-            run = self._bind_single(self._load_function())
-        return _random.isolated(run) if isolate and self.seed is not None else run
+          where: `"worker"`, a process that does nothing else; `"here"`, the consumer's thread,
+            whose global random generators are put back after each element; or `"thread"`, one of
+            several threads at a time, which leave the global generators alone.
 
-    def _reseed_function(self) -> Callable[[int, int], None] | None:
-        return None if self.seed is None else _random.seeder(self.seed)
+        User code may call `stook.rng()` in any of them.
+        """
+        seed = self.seed
+        if seed is None or where == "thread":
+            begin, put_back = _random.announcer(seed), _random.put_back
+        else:
+            begin, put_back = _random.seeder(seed), _random.isolated
+        if self.batch_size is not None:
+            run = self._bind_batch(begin, self._load_function())
+        elif self.source is not None and len(self.transforms) == 1:
+            run = self._bind_common(begin, self.transforms[0])
+        else:
+            run = self._bind_single(begin, self._load_function())
+        return run if where == "worker" else put_back(run)
 
     def _load_function(self) -> Callable[[Any], Any]:
         """What makes one item of a batch's payload, or a single item of the whole payload."""
@@ -94,42 +100,28 @@ class LoaderTask:
             return partial(operator.getitem, self.source)
         return partial(_get_and_apply, self.source, transforms)
 
-    def _bind_common(self, transform: Callable[[Any], Any]) -> BoundTask:
+    def _bind_common(self, begin: _Begin, transform: Callable[[Any], Any]) -> BoundTask:
         """An index, one transform: the only frame below user code is this one."""
         source: Any = self.source
-        reseed = self._reseed_function()
         state = _state
 
-        if reseed is None:
-
-            def run(epoch: int, position: int, index: int) -> Any:
-                state.epoch = epoch
-                try:
-                    return transform(source[index])
-                except BaseException as error:
-                    _raise(error, position, index)
-
-            return run
-
-        def run_seeded(epoch: int, position: int, index: int) -> Any:
+        def run(epoch: int, position: int, index: int) -> Any:
             state.epoch = epoch
-            reseed(epoch, position)
+            begin(epoch, position)
             try:
                 return transform(source[index])
             except BaseException as error:
                 _raise(error, position, index)
 
-        return run_seeded
+        return run
 
-    def _bind_single(self, load: Callable[[Any], Any]) -> BoundTask:
-        reseed = self._reseed_function()
+    def _bind_single(self, begin: _Begin, load: Callable[[Any], Any]) -> BoundTask:
         indexed = self.source is not None
         state = _state
 
         def run(epoch: int, position: int, payload: Any) -> Any:
             state.epoch = epoch
-            if reseed is not None:
-                reseed(epoch, position)
+            begin(epoch, position)
             try:
                 return load(payload)
             except BaseException as error:
@@ -137,8 +129,7 @@ class LoaderTask:
 
         return run
 
-    def _bind_batch(self, load: Callable[[Any], Any]) -> BoundTask:
-        reseed = self._reseed_function()
+    def _bind_batch(self, begin: _Begin, load: Callable[[Any], Any]) -> BoundTask:
         indexed = self.source is not None
         batch_size = self.batch_size or 1
         collate = self.collate
@@ -146,8 +137,7 @@ class LoaderTask:
 
         def run(epoch: int, position: int, payload: Sequence[Any]) -> Any:
             state.epoch = epoch
-            if reseed is not None:
-                reseed(epoch, position)
+            begin(epoch, position)
             count = len(payload)
             start = position * batch_size
             indices: Sequence[int] = payload if indexed else range(start, start + count)

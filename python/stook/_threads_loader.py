@@ -18,7 +18,7 @@ from ._iterator import LoaderIterator
 from ._locks import renew_lock_in_child
 from ._task import BoundTask, LoaderTask
 from ._threads_crew import GRACE_SECONDS, LONGEST_SLEEP, Crew, end_if_forked
-from ._threads_rng import GlobalDraws, bind_for_thread
+from ._threads_rng import GlobalDraws
 from .errors import ElementError, StookError
 from .options import MultithreadingOptions
 from .stats import LoaderStats
@@ -72,7 +72,7 @@ class LoaderThreads:
         options = self._options
         return ThreadIterator(
             jobs,
-            _Pass(bind_for_thread(self._task)),
+            _Pass(self._task.bind(where="thread")),
             self._crew,
             options.num_threads * (options.per_thread_buffer_size + 1),
             ordered,

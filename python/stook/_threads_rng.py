@@ -11,30 +11,15 @@ import contextlib
 import pickle
 import random
 import sys
-import threading
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from . import _random
-from ._task import BoundTask, LoaderTask
 from .errors import StookError
 
-__all__ = ["ElementTask", "GlobalDraws", "bind_for_thread", "rng"]
-
-_Element = tuple["int | None", int, int]  # seed, epoch, position
-
-
-class _Current(threading.local):
-    """What this thread makes, and the generator that was made for it."""
-
-    element: _Element | None = None
-    made: tuple[_Element, np.random.Generator] | None = None
-
-
-_current = _Current()
+__all__ = ["GlobalDraws", "rng"]
 
 
 def rng() -> np.random.Generator:
@@ -64,83 +49,21 @@ def rng() -> np.random.Generator:
       >>> list(stook.DataLoader(["ab", "cd", "ef", "gh"], flip, seed=1, options=threads)) == here
       True
     """
-    element = _current.element
+    element = _random.current.element
     if element is None:
         raise StookError(
             "stook.rng() gives the generator of the element that is being made, and this thread"
             " makes none: call it in a transform or a source of a DataLoader, not in threads that"
             " these start; elsewhere use numpy.random.default_rng()"
         )
-    made = _current.made
+    made = _random.current.made
     if made is None or made[0] is not element:
         seed, epoch, position = element
         # One integer of which each of the three has bits of its own.
         entropy = None if seed is None else seed | epoch << 64 | position << 128
         bits = np.random.PCG64(np.random.SeedSequence(entropy))
-        made = _current.made = element, np.random.Generator(bits)
+        made = _random.current.made = element, np.random.Generator(bits)
     return made[1]
-
-
-def _announcer(
-    seed: int | None, reseed: Callable[[int, int], None] | None
-) -> Callable[[int, int], None]:
-    """Returns what is called before each element."""
-    current = _current
-
-    def announce(epoch: int, position: int) -> None:
-        # A new object each time: `rng` tells elements apart by it.
-        current.element = (seed, epoch, position)
-        if reseed is not None:
-            reseed(epoch, position)
-
-    return announce
-
-
-class ElementTask(LoaderTask):
-    """A loader's task whose user code may call `rng()`."""
-
-    __slots__ = ()
-
-    def _reseed_function(self) -> Callable[[int, int], None]:
-        return _announcer(self.seed, super()._reseed_function())
-
-    def bind(self, *, isolate: bool = False) -> BoundTask:
-        """As `LoaderTask.bind`; isolated, it also leaves no element behind."""
-        run = super().bind(isolate=isolate)
-        return _put_back(run) if isolate else run
-
-
-class _ThreadTask(LoaderTask):
-    """The same, without seeding what belongs to the whole process."""
-
-    __slots__ = ()
-
-    def _reseed_function(self) -> Callable[[int, int], None]:
-        return _announcer(self.seed, None)
-
-
-def bind_for_thread(task: LoaderTask) -> BoundTask:
-    """The function that makes elements of `task` in any number of threads at a time."""
-    return _put_back(
-        _ThreadTask(task.source, task.transforms, task.batch_size, task.collate, task.seed).bind()
-    )
-
-
-def _put_back(run: BoundTask) -> BoundTask:
-    """Wraps `run` so that this thread afterwards makes what it made before.
-
-    That is nothing, or the element whose user code iterates a loader of its own.
-    """
-    current = _current
-
-    def run_put_back(epoch: int, position: int, payload: Any) -> Any:
-        before = current.element, current.made
-        try:
-            return run(epoch, position, payload)
-        finally:
-            current.element, current.made = before
-
-    return run_put_back
 
 
 class GlobalDraws:

@@ -16,10 +16,12 @@ from typing import Any
 __all__ = [
     "DecodeError",
     "ElementError",
+    "ElementTimeout",
     "PoolBroken",
     "RemoteError",
     "SharedMemoryExhausted",
     "StookError",
+    "TooManyErrors",
     "WorkerDied",
 ]
 
@@ -39,10 +41,15 @@ class WorkerDied(StookError, BrokenProcessPool):  # noqa: N818 (as BrokenProcess
         `multiprocessing.Process.exitcode`. `None` if that is not known.
       index: Number of the element it was working on, or `None`.
       detail: A further sentence, such as the likely cause; may be empty.
+      item_index: Index in the source of the item it was working on, or `None` if that is not known.
 
     Example:
-      >>> print(WorkerDied(1, -9, 7))
+      >>> error = WorkerDied(1, -9, 7, item_index=301)
+      >>> print(error)
       worker 1 terminated unexpectedly with exit code -9 (SIGKILL) while it worked on element 7
+      (index 301)
+      >>> error.signal
+      <Signals.SIGKILL: 9>
     """
 
     def __init__(
@@ -51,43 +58,103 @@ class WorkerDied(StookError, BrokenProcessPool):  # noqa: N818 (as BrokenProcess
         exit_code: int | None = None,
         index: int | None = None,
         detail: str = "",
+        item_index: int | None = None,
     ) -> None:
-        super().__init__(worker, exit_code, index, detail)
+        super().__init__(worker, exit_code, index, detail, item_index)
         self.worker = worker
         self.exit_code = exit_code
         self.index = index
         self.detail = detail
+        self.item_index = item_index
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """The signal that ended it, if it was one of those that have a name."""
+        if self.exit_code is not None and self.exit_code < 0:
+            with contextlib.suppress(ValueError):
+                return signal.Signals(-self.exit_code)
+        return None
 
     def __str__(self) -> str:
         who = "a worker" if self.worker is None else f"worker {self.worker}"
         code = "unknown" if self.exit_code is None else f"{self.exit_code}"
-        if self.exit_code is not None and self.exit_code < 0:
-            with contextlib.suppress(ValueError):
-                code += f" ({signal.Signals(-self.exit_code).name})"
+        if self.signal is not None:
+            code += f" ({self.signal.name})"
         text = f"{who} terminated unexpectedly with exit code {code}"
         if self.index is not None:
             text += f" while it worked on element {self.index}"
+        if self.item_index is not None:
+            text += f" (index {self.item_index})"
         return f"{text}: {self.detail}" if self.detail else text
 
 
-class ElementError(StookError):
-    """An element could not be made, for a reason that cannot be raised as itself.
-
-    User code that raises `StopIteration`, `GeneratorExit`, `SystemExit` or, in a worker,
-    `KeyboardInterrupt` would otherwise end the loop or the program that consumes the elements; what
-    it raised is the `__cause__` of this error.
+class ElementTimeout(StookError, TimeoutError):  # noqa: N818 (a state)
+    """An element took longer than the `timeout` of the options; also a `TimeoutError`.
 
     Attributes:
       index: Number of the element within its epoch, or `None`.
-      worker: Index of the worker that ran it, or `None` with `num_workers=0`.
+      seconds: What it was allowed.
+      worker: Index of the worker, which was killed; `None` where no worker process ran it.
+      item_index: Index in the source of the item that took so long, or `None` if that is not known.
+
+    Example:
+      >>> print(ElementTimeout(7, 1.5, 0, 301))
+      element 7 (index 301) took longer than its timeout of 1.5 s; worker 0 was killed
     """
 
     def __init__(
-        self, message: str = "", index: int | None = None, worker: int | None = None
+        self,
+        index: int | None = None,
+        seconds: float | None = None,
+        worker: int | None = None,
+        item_index: int | None = None,
     ) -> None:
-        super().__init__(message, index, worker)
+        what = "an element" if index is None else f"element {index}"
+        if item_index is not None:
+            what += f" (index {item_index})"
+        text = f"{what} took longer than its timeout"
+        if seconds is not None:
+            text += f" of {seconds:g} s"
+        if worker is not None:
+            text += f"; worker {worker} was killed"
+        # The text, because a TimeoutError is an OSError, which takes several for errno and others.
+        super().__init__(text)
+        self.index = index
+        self.seconds = seconds
+        self.worker = worker
+        self.item_index = item_index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = (self.index, self.seconds, self.worker, self.item_index)
+        return (type(self), arguments, dict(self.__dict__))
+
+
+class ElementError(StookError):
+    """An element could not be made.
+
+    This is raised only for what cannot be raised as itself: user code that raises `StopIteration`,
+    `GeneratorExit`, `SystemExit` or, in a worker, `KeyboardInterrupt` would otherwise end the loop
+    or the program that consumes the elements. And it is what an `on_error` callable of a
+    `DataLoader` is given, for errors of any type. The `__cause__` is the error itself.
+
+    Attributes:
+      index: Number of the element within its epoch, or `None`.
+      worker: Index of the worker process that ran it, or `None` where there was none.
+      item_index: Index in the source of the item that failed (of an iterable, its number within the
+        epoch), or `None`: then it was not one item that failed, but the assembling of a batch.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        index: int | None = None,
+        worker: int | None = None,
+        item_index: int | None = None,
+    ) -> None:
+        super().__init__(message, index, worker, item_index)
         self.index = index
         self.worker = worker
+        self.item_index = item_index
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -104,6 +171,44 @@ class ElementError(StookError):
                 cause = RemoteError(f"{type(cause).__name__}: {cause}", type(cause).__name__)
             state["__cause__"] = cause
         return (type(self), self.args, state)
+
+
+class TooManyErrors(StookError):  # noqa: N818 (a state)
+    """More items failed than `max_errors` allows; the pass is over.
+
+    Attributes:
+      errors: Items that have failed in this pass, whether raised, skipped or replaced.
+      items: Items that were seen in it, those included.
+      allowed: `max_errors`: a number, or a rate.
+      last: What the last of them raised, as text; empty if that is not known.
+
+    Example:
+      >>> print(TooManyErrors(4, 250, 3))
+      4 of the first 250 items have failed, and max_errors=3 allows no more than 3
+      >>> print(TooManyErrors(12, 110, 0.1, "ValueError: no image"))
+      12 of the first 110 items have failed, and max_errors=0.1 allows no more than 10 %; the last
+      one: ValueError: no image
+    """
+
+    def __init__(
+        self,
+        errors: int = 0,
+        items: int = 0,
+        allowed: float | None = None,
+        last: str = "",
+    ) -> None:
+        super().__init__(errors, items, allowed, last)
+        self.errors = errors
+        self.items = items
+        self.allowed = allowed
+        self.last = last
+
+    def __str__(self) -> str:
+        text = f"{self.errors} of the first {self.items} items have failed"
+        if self.allowed is not None:
+            most = f"{100 * self.allowed:g} %" if 0 < self.allowed < 1 else f"{self.allowed}"
+            text += f", and max_errors={self.allowed} allows no more than {most}"
+        return f"{text}; the last one: {self.last}" if self.last else text
 
 
 class SharedMemoryExhausted(StookError, MemoryError):  # noqa: N818 (a state)
@@ -206,7 +311,10 @@ def for_consumer(
     name = type(error).__name__
     where = "" if index is None else f" (index {index})"
     wrapped = ElementError(
-        f"{name} was raised while loading element {position}{where}: {error!r}", position, worker
+        f"{name} was raised while loading element {position}{where}: {error!r}",
+        position,
+        worker,
+        index,
     )
     wrapped.__cause__ = error
     return wrapped

@@ -15,7 +15,6 @@ from ._locks import renew_lock_in_child
 from ._progress import ProgressIterator, import_tqdm
 from ._source import is_iterator, random_access_length
 from ._task import LoaderTask
-from ._threads_rng import ElementTask
 from .errors import StookError
 from .options import (
     MultiprocessingOptions,
@@ -185,7 +184,7 @@ class DataLoader(StaysHere):
         self._source = source
         self._source_used = False
         self._dealing = dealing
-        self._task = ElementTask(
+        self._task = LoaderTask(
             None if length is None else source,
             self._transforms,
             self._batch_size,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,6 +42,26 @@ def check_int(owner: str, name: str, value: object, lowest: int, highest: int | 
     if number < lowest or (highest is not None and number > highest):
         raise ValueError(f"{owner}: {name} must be {allowed}, got {number}")
     return number
+
+
+def check_seconds(owner: str, name: str, value: object) -> float | None:
+    """Returns a time limit as a `float`, or `None`, or raises an error that says what is allowed.
+
+    Raises:
+      TypeError: `value` is a boolean, or no number.
+      ValueError: it is not above 0, or not finite.
+    """
+    if value is None:
+        return None
+    allowed = "None or a positive, finite number of seconds"
+    if type(value).__name__ in ("bool", "bool_") or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"{owner}: {name} must be {allowed}, got {_shown(value)} ({type(value).__name__})"
+        )
+    seconds = float(value)
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{owner}: {name} must be {allowed}, got {_shown(value)}")
+    return seconds
 
 
 def check_bool(owner: str, name: str, value: object) -> bool:
@@ -91,6 +113,9 @@ class MultiprocessingOptions:
       worker_init_fn: Called as `worker_init_fn(worker_index, worker_count)` in each worker, before
         any data. Like torch's, it is not called with `num_workers=0`, where there is no worker.
       threads_per_worker: OpenMP and BLAS threads in each worker.
+      timeout: Seconds that one item may take: fetching it from the source and its transforms. Its
+        worker is then killed, and its error is `ElementTimeout`. With `num_workers=0` nobody can
+        stop it: it is looked at when it is done. `None`: no limit.
 
     Raises:
       TypeError: A field is of the wrong type; booleans do not count as integers.
@@ -117,6 +142,7 @@ class MultiprocessingOptions:
     max_restarts: int = field(default=2, kw_only=True)
     worker_init_fn: Callable[[int, int], Any] | None = field(default=None, kw_only=True)
     threads_per_worker: int = field(default=1, kw_only=True)
+    timeout: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self._int("num_workers", 0, _MAX_WORKERS)
@@ -133,6 +159,8 @@ class MultiprocessingOptions:
                 f" (worker_index, worker_count), got {_shown(self.worker_init_fn)}"
             )
         self._int("threads_per_worker", 1)
+        seconds = check_seconds("MultiprocessingOptions", "timeout", self.timeout)
+        object.__setattr__(self, "timeout", seconds)
 
     def _int(self, name: str, lowest: int, highest: int | None = None) -> None:
         """Checks an integer field and stores it as a plain `int`."""
@@ -160,6 +188,8 @@ class MultithreadingOptions:
       num_threads: Threads, 0 to 1024. With 0 everything runs in the thread that iterates, as with
         `num_workers=0`.
       per_thread_buffer_size: Finished elements that may wait for the consumer, per thread.
+      timeout: Seconds that one item may take; then its error is `ElementTimeout`. The thread goes
+        on, since it cannot be ended, and another one takes its place. `None`: no limit.
 
     Raises:
       TypeError: A field is of the wrong type; booleans do not count as integers.
@@ -176,6 +206,7 @@ class MultithreadingOptions:
 
     num_threads: int
     per_thread_buffer_size: int = 1
+    timeout: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         owner = "MultithreadingOptions"
@@ -185,3 +216,4 @@ class MultithreadingOptions:
         ):
             number = check_int(owner, name, getattr(self, name), lowest, highest)
             object.__setattr__(self, name, number)
+        object.__setattr__(self, "timeout", check_seconds(owner, "timeout", self.timeout))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import signal
 import threading
 from concurrent.futures.process import BrokenProcessPool
 
@@ -14,7 +15,13 @@ MADE = [
     stook.StookError("text"),
     stook.WorkerDied(1, -9, 7, "the kernel was out of memory"),
     stook.WorkerDied(),
+    stook.WorkerDied(1, 0, 7, item_index=300),
     stook.ElementError("text", 3, 1),
+    stook.ElementError("text", 3, 1, 17),
+    stook.ElementTimeout(3, 1.5, 1, 17),
+    stook.ElementTimeout(),
+    stook.TooManyErrors(3, 100, 2, "ValueError: no"),
+    stook.TooManyErrors(),
     stook.SharedMemoryExhausted("text", 100, 50),
     stook.DecodeError("text"),
     stook.RemoteError("text", "ValueError"),
@@ -47,6 +54,7 @@ def test_is_a_stook_error(error: Exception) -> None:
         (stook.WorkerDied, RuntimeError),
         (stook.SharedMemoryExhausted, MemoryError),
         (stook.DecodeError, ValueError),
+        (stook.ElementTimeout, TimeoutError),
     ],
 )
 def test_is_also_what_others_catch(kind: type[Exception], also: type[Exception]) -> None:
@@ -62,6 +70,32 @@ def test_worker_died_says_how() -> None:
     assert "exit code -200" in str(stook.WorkerDied(2, -200))
     assert str(stook.WorkerDied(2, 1, detail="why")).endswith("exit code 1: why")
     assert "terminated unexpectedly with exit code" in str(stook.WorkerDied())
+
+
+def test_worker_died_names_the_signal_and_the_item() -> None:
+    error = stook.WorkerDied(2, -9, 5, item_index=70)
+    assert error.signal is signal.SIGKILL
+    assert "element 5 (index 70)" in str(error)
+    assert stook.WorkerDied(2, 3).signal is None
+    assert stook.WorkerDied(2, -200).signal is None
+
+
+def test_element_timeout_says_what_took_how_long() -> None:
+    error = stook.ElementTimeout(5, 0.5, 2, 70)
+    assert str(error) == (
+        "element 5 (index 70) took longer than its timeout of 0.5 s; worker 2 was killed"
+    )
+    assert (error.index, error.seconds, error.worker, error.item_index) == (5, 0.5, 2, 70)
+    assert "killed" not in str(stook.ElementTimeout(5, 0.5))
+
+
+def test_too_many_errors_says_how_many_are_allowed() -> None:
+    error = stook.TooManyErrors(3, 100, 2)
+    assert (error.errors, error.items, error.allowed, error.last) == (3, 100, 2, "")
+    assert "3 of the first 100" in str(error)
+    assert "no more than 2" in str(error)
+    assert "no more than 2.5 %" in str(stook.TooManyErrors(3, 100, 0.025))
+    assert str(stook.TooManyErrors(3, 100, 2, "why")).endswith("the last one: why")
 
 
 def test_element_error_pickles_its_cause() -> None:
@@ -100,7 +134,7 @@ def test_control_flow_becomes_an_element_error(
     error = errors.for_consumer(raised, 7, 123, worker=worker)
     assert isinstance(error, stook.ElementError)
     assert error.__cause__ is raised
-    assert (error.index, error.worker) == (7, worker)
+    assert (error.index, error.worker, error.item_index) == (7, worker, 123)
     assert kind.__name__ in str(error)
     assert "element 7 (index 123)" in str(error)
 

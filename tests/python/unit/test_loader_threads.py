@@ -18,8 +18,15 @@ from loader_cases import outcomes
 import stook
 from conftest import RunPython
 from leftovers import wait_until
+from stook import _random
 
 DEADLINE = 60
+
+
+@pytest.fixture(autouse=True)
+def no_element_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of what runs in workers leave this thread with the last element they made."""
+    monkeypatch.setattr(_random.current, "element", None)
 
 
 @pytest.fixture(autouse=True)

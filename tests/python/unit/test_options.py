@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import pickle
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 
-from stook import MultiprocessingOptions
+from stook import MultiprocessingOptions, MultithreadingOptions
 
 INTEGERS = {
     "num_workers": 0,
@@ -30,7 +33,24 @@ def test_defaults() -> None:
         "max_restarts": 2,
         "worker_init_fn": None,
         "threads_per_worker": 1,
+        "timeout": None,
     }
+
+
+@pytest.mark.parametrize(
+    "kind", [MultiprocessingOptions, functools.partial(MultithreadingOptions, 1)]
+)
+def test_timeout_is_a_positive_number_of_seconds(kind: Any) -> None:
+    assert kind().timeout is None
+    for value in (1, 0.5, np.float32(2), np.int64(3), Fraction(1, 2)):
+        assert kind(timeout=value).timeout == float(value)
+        assert type(kind(timeout=value).timeout) is float
+    for wrong in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=rf"timeout must be None or a positive.*got {wrong}"):
+            kind(timeout=wrong)
+    for wrong in (True, np.True_, "1", [1]):
+        with pytest.raises(TypeError, match=r"timeout must be None or a positive, finite number"):
+            kind(timeout=wrong)
 
 
 def test_only_the_first_two_are_positional() -> None:
