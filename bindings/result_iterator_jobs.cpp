@@ -25,6 +25,25 @@ std::uint64_t produce(ResultIterator* self, const workers::JobOrder& order) {
   return number;
 }
 
+// Whom a job is for, if its tuple has a fourth member: an index, or None for anybody. False with an
+// error set.
+bool parse_worker(PyObject* worker, std::uint32_t count, workers::JobOrder& order) {
+  if (worker == nullptr || worker == Py_None) return true;
+  const OwnedRef number(PyNumber_Index(worker));
+  if (!number) return false;
+  int overflow = 0;
+  const long long index = PyLong_AsLongLongAndOverflow(number.get(), &overflow);
+  if (index == -1 && overflow == 0 && PyErr_Occurred() != nullptr) return false;
+  if (overflow != 0 || index < 0 || index >= count) {
+    PyErr_Format(PyExc_ValueError,
+                 "a job is for worker %S, and the workers are 0 to %lu; deal jobs to these alone",
+                 number.get(), static_cast<unsigned long>(count - 1));
+    return false;
+  }
+  order.worker = static_cast<std::uint32_t>(index);
+  return true;
+}
+
 // An item that cannot be sent: its error takes the way of the results, and so its place in the
 // order.
 bool encode_failed_item(ResultIterator* self, OwnedRef& bytes, workers::JobOrder& order) {
@@ -88,8 +107,10 @@ bool produce_from_python(ResultIterator* self) {
   unsigned long long epoch = 0;
   unsigned long long position = 0;
   PyObject* payload = nullptr;
-  if (!PyArg_ParseTuple(job.get(), "KKO", &epoch, &position, &payload)) return false;
+  PyObject* worker = nullptr;
+  if (!PyArg_ParseTuple(job.get(), "KKO|O", &epoch, &position, &payload, &worker)) return false;
   workers::JobOrder order;
+  if (!parse_worker(worker, self->pool->manager.worker_count(), order)) return false;
   order.epoch = epoch;
   order.position = position;
   order.kind = kEncodedJob;

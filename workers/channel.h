@@ -28,8 +28,11 @@ class Channel : public shm::ReleaseObserver {
   int control_fd() const noexcept { return control_fd_.get(); }
   int bell(std::uint32_t worker) const noexcept { return bells_[worker].get(); }
 
-  // Rings up to `most` workers whose reason to sleep is in `wanted`; true if others were left
-  // asleep.
+  // Rings up to `most` workers that sleep; true if others were left asleep.
+  bool ring_sleepers(std::uint64_t most) {
+    return ring_sleepers(most, [](std::uint32_t, std::uint64_t) { return true; });
+  }
+  // The same of those for which `wanted(worker, reason to sleep)` holds.
   template <class Wanted>
   bool ring_sleepers(std::uint64_t most, Wanted&& wanted) {
     // Guards against a descriptor that close() gave back to the system and that now is something
@@ -42,7 +45,8 @@ class Channel : public shm::ReleaseObserver {
         if (word.reason.load(std::memory_order_relaxed) != shm::kAwake) return true;
         continue;
       }
-      if (shm::take_sleeper_after_fence(word, wanted)) {
+      if (shm::take_sleeper_after_fence(
+              word, [&](std::uint64_t reason) { return wanted(worker, reason); })) {
         shm::ring_eventfd(bells_[worker].get());
         --most;
       }
@@ -56,7 +60,7 @@ class Channel : public shm::ReleaseObserver {
     shm::doorbell_fence<shm::StdAtomics>();
     if (shm::take_wanted(header.memory_wanted)) {
       ring_sleepers(control_.worker_count(),
-                    [](std::uint64_t reason) { return reason == kSleepsForMemory; });
+                    [](std::uint32_t, std::uint64_t reason) { return reason == kSleepsForMemory; });
     }
   }
 

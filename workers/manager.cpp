@@ -45,8 +45,9 @@ Manager::Manager(const ManagerOptions& options, shm::FileDescriptor socket, pid_
       epoll_(::epoll_create1(EPOLL_CLOEXEC)),
       oom_kills_(shm::oom_kill_count()) {
   if (options.worker_count == 0 || options.worker_count > kMaxWorkers) {
-    throw shm::Error(shm::ErrorCode::kInvalidArgument,
-                     "num_workers must be 1 to 65534, not " + std::to_string(options.worker_count));
+    throw shm::Error(shm::ErrorCode::kInvalidArgument, "num_workers must be 1 to " +
+                                                           std::to_string(kMaxWorkers) + ", not " +
+                                                           std::to_string(options.worker_count));
   }
   if (!epoll_.is_open()) shm::throw_system_error("epoll_create1");
 
@@ -69,6 +70,7 @@ Manager::Manager(const ManagerOptions& options, shm::FileDescriptor socket, pid_
   header.arguments_bytes = arena_layout_.total_bytes;
   jobs_.resize(capacity);
   workers_.resize(options.worker_count);
+  has_job_.resize(options.worker_count);
   ledger_ = std::make_shared<LeaseLedger>(options.worker_count);
   for (std::uint32_t worker = 0; worker < options.worker_count; ++worker) {
     workers_[worker].releases = std::make_shared<WorkerReleases>(worker, channel_, ledger_);
@@ -166,6 +168,14 @@ bool Manager::can_produce() {
 }
 
 std::uint64_t Manager::produce(const JobOrder& order) {
+  if (order.worker && (options_.any_order || *order.worker >= options_.worker_count)) {
+    throw shm::Error(shm::ErrorCode::kInvalidArgument,
+                     options_.any_order
+                         ? "a job of a pool without an order cannot be bound to a worker"
+                         : "a job is bound to worker " + std::to_string(*order.worker) +
+                               ", and there are " + std::to_string(options_.worker_count) +
+                               " workers");
+  }
   // A number whose slot an older job still has is left out. Claimers pass over it: the slot's word
   // is not that of an unclaimed job of this number.
   while (options_.any_order && is_occupied(record(produced_))) ++produced_;
@@ -176,6 +186,7 @@ std::uint64_t Manager::produce(const JobOrder& order) {
   job.state = JobState::kUnderWay;
   job.epoch = order.epoch;
   job.position = order.position;
+  job.claimants = order.worker ? bound_to(*order.worker) : kUnclaimed;
   job.attempts = 0;
   job.arguments.assign(order.blocks.begin(), order.blocks.end());
 
@@ -207,7 +218,8 @@ std::uint64_t Manager::produce(const JobOrder& order) {
   }
   ++produced_;
   ++in_flight_;
-  produce_job(channel_->control().header().jobs, slot, number);
+  if (order.worker) ++bound_;
+  produce_job(channel_->control().header().jobs, slot, number, job.claimants);
   ring_for_jobs(false);
   return number;
 }
@@ -230,7 +242,7 @@ bool Manager::is_claimed(std::uint64_t number) const {
   const JobRecord& job = jobs_[number & (jobs_.size() - 1)];
   if (job.number != number || job.state != JobState::kUnderWay) return false;
   const std::uint64_t claim = channel_->control().job(number).claim.load(std::memory_order_relaxed);
-  return claim_job(claim) == number && claim_claimer(claim) != kUnclaimed;
+  return claim_job(claim) == number && !is_unclaimed(claim);
 }
 
 std::optional<Manager::ArgumentBlock> Manager::allocate_arguments(std::uint64_t bytes) {
@@ -296,6 +308,7 @@ void Manager::close() noexcept {
   ready_.clear();
   delivered_ = produced_;
   in_flight_ = 0;
+  bound_ = 0;
   for (WorkerRecord& worker : workers_) {
     worker.results.reset();
     worker.arena_fd.reset();

@@ -48,6 +48,9 @@ struct JobOrder {
   std::uint32_t kind = 0;
   std::span<const BlockRef> blocks;    // in the arguments' arena; the manager frees them
   std::span<const std::byte> payload;  // copied
+  // Only this worker, or its successor, runs the job. Not with any_order, where a worker may end
+  // for good.
+  std::optional<std::uint32_t> worker;
 };
 
 enum class OutcomeKind {
@@ -103,7 +106,7 @@ class Manager {
 
   // -------------------------------------------------------------- jobs
   bool can_produce();
-  // Returns the job's number.
+  // Returns the job's number. Throws Error(kInvalidArgument) for a worker that cannot be.
   std::uint64_t produce(const JobOrder& order);
   // Rings workers that sleep although there are jobs. produce() rings for some of many; who does
   // not wait() for their results himself asks for the others.
@@ -202,7 +205,8 @@ class Manager {
     JobState state = JobState::kFree;
     std::uint64_t epoch = 0;
     std::uint64_t position = 0;
-    std::uint32_t attempts = 0;  // workers that died of it
+    std::uint64_t claimants = kUnclaimed;  // or the worker that it is bound to
+    std::uint32_t attempts = 0;            // workers that died of it
     std::vector<BlockRef> arguments;
     // Once ready:
     Outcome outcome;
@@ -250,6 +254,7 @@ class Manager {
   void advance_delivered();
   bool slot_is_free(std::uint64_t job);
   void ring_for_jobs(bool now);
+  bool ring_for_bound_jobs(std::uint64_t lowest);
   [[noreturn]] void fail_broken(const std::string& what);
 
   ManagerOptions options_;
@@ -272,6 +277,8 @@ class Manager {
   std::uint64_t produced_ = 0;
   std::uint64_t delivered_ = 0;  // jobs below this are done with
   std::uint64_t in_flight_ = 0;  // jobs produced and not yet done with
+  std::uint64_t bound_ = 0;      // those of them that are for one worker alone
+  std::vector<bool> has_job_;    // of each worker, scratch: a bound job waits for it
   std::uint64_t leased_bytes_ = 0;
   std::uint64_t ready_bytes_ = 0;  // leased by elements not yet taken
   std::uint64_t restarts_ = 0;

@@ -127,7 +127,8 @@ void Manager::lose_job(std::uint64_t number, std::uint32_t index, int status) {
   JobRecord& job = record(number);
   ++job.attempts;
   if (options_.restart_workers && job.attempts <= options_.max_restarts) {
-    unclaim_job(channel_->control().header().jobs, channel_->control().job(number), number);
+    unclaim_job(channel_->control().header().jobs, channel_->control().job(number), number,
+                job.claimants);
     return;
   }
   Outcome outcome;

@@ -61,6 +61,7 @@ bool Manager::awaited_is_ready(bool ordered) {
     if (next.state == JobState::kReady) return true;
     const std::uint64_t claimer =
         claim_claimer(channel_->control().job(delivered_).claim.load(std::memory_order_relaxed));
+    // Unclaimed: 0, or more than there are workers.
     if (claimer == kUnclaimed || claimer > workers_.size()) return false;
     drain(static_cast<std::uint32_t>(claimer - 1));
     return next.state == JobState::kReady;
@@ -209,6 +210,7 @@ Outcome Manager::take(bool ordered) {
   job.arguments.clear();
   ++taken_since_wake_;
   --in_flight_;
+  if (job.claimants != kUnclaimed) --bound_;
   advance_delivered();
   return job.outcome;
 }
@@ -266,6 +268,7 @@ void Manager::abandon() {
   }
   ready_.clear();
   in_flight_ = 0;
+  bound_ = 0;
   advance_delivered();
 }
 

@@ -57,9 +57,30 @@ void Manager::ring_for_jobs(bool now) {
     last_ring_ = time;
   }
   if (!shm::take_wanted(header.job_wanted)) return;
-  if (channel_->ring_sleepers(unclaimed, [](std::uint64_t) { return true; })) {
-    header.job_wanted.exchange(1, std::memory_order_release);
+  const bool others_sleep =
+      bound_ != 0 ? ring_for_bound_jobs(lowest) : channel_->ring_sleepers(unclaimed);
+  if (others_sleep) header.job_wanted.exchange(1, std::memory_order_release);
+}
+
+// Rings those that a job waits for, and as many of the others as there are jobs for anybody.
+bool Manager::ring_for_bound_jobs(std::uint64_t lowest) {
+  has_job_.assign(has_job_.size(), false);
+  std::uint64_t for_anybody = 0;
+  for (std::uint64_t number = std::max(lowest, delivered_); number < produced_; ++number) {
+    const std::uint64_t word =
+        channel_->control().job(number).claim.load(std::memory_order_relaxed);
+    if (claim_job(word) != number || !is_unclaimed(word)) continue;
+    const std::uint64_t claimants = record(number).claimants;
+    if (claimants == kUnclaimed) {
+      ++for_anybody;
+    } else {
+      has_job_[(claimants & ~kBound) - 1] = true;
+    }
   }
+  channel_->ring_sleepers(has_job_.size(), [this](std::uint32_t worker, std::uint64_t) -> bool {
+    return has_job_[worker];
+  });
+  return channel_->ring_sleepers(for_anybody);
 }
 
 Manager::WaitEnd Manager::wait(bool ordered, const sigset_t* unblocked) {

@@ -180,8 +180,12 @@ def memory_left() -> int: ...
 class ResultIterator:
     """ResultIterator(pool, jobs, ordered): results of jobs, as they are asked for."""
 
+    # A job may name the worker that is to run it, as a fourth member.
     def __new__(
-        cls, pool: WorkerPool, jobs: IndexPlan | Iterator[tuple[int, int, Any]], ordered: bool
+        cls,
+        pool: WorkerPool,
+        jobs: IndexPlan | Iterator[tuple[int, int, Any] | tuple[int, int, Any, int | None]],
+        ordered: bool,
     ) -> ResultIterator: ...
     def __iter__(self) -> ResultIterator: ...
     def __next__(self) -> Any: ...

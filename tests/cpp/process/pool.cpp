@@ -402,13 +402,15 @@ void Pool::open_gate(std::uint64_t workers) {
   if (::write(gate_, &workers, sizeof workers) != sizeof workers) std::abort();
 }
 
-void Pool::produce(std::uint64_t epoch, std::uint64_t position, const Order& order) {
+void Pool::produce(std::uint64_t epoch, std::uint64_t position, const Order& order,
+                   std::optional<std::uint32_t> worker) {
   std::vector<std::byte> payload(sizeof order + order.filler, filler_of(epoch));
   std::memcpy(payload.data(), &order, sizeof order);
   workers::JobOrder job;
   job.epoch = epoch;
   job.position = position;
   job.payload = payload;
+  job.worker = worker;
   manager_->produce(job);
 }
 

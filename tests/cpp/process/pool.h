@@ -123,7 +123,8 @@ class Pool {
   pid_t server() const { return server_; }
   void open_gate(std::uint64_t workers);
 
-  void produce(std::uint64_t epoch, std::uint64_t position, const Order& order);
+  void produce(std::uint64_t epoch, std::uint64_t position, const Order& order,
+               std::optional<std::uint32_t> worker = std::nullopt);
   // The next element, or nothing if nothing is under way. Throws shm::Error as the manager does.
   std::optional<Element> next(bool ordered);
   // Ends what next() would still wait for, and starts over.

@@ -24,6 +24,11 @@ bool always(std::uint64_t) { return true; }
 class JobRingTest : public ::testing::Test {
  protected:
   Slot& slot(std::uint64_t job) { return slots_[job & (kCapacity - 1)]; }
+  void produce_for(std::uint32_t worker) {
+    produce_job(words_, slot(next_), next_, bound_to(worker));
+    ++next_;
+  }
+  std::uint64_t hint() { return words_.hint.load() & ((std::uint64_t{1} << 48) - 1); }
   void produce(std::uint64_t count) {
     for (std::uint64_t i = 0; i < count; ++i, ++next_) produce_job(words_, slot(next_), next_);
   }
@@ -45,8 +50,18 @@ TEST(ClaimWord, KeepsJobAndClaimerApart) {
   const std::uint64_t job = (std::uint64_t{1} << 48) - 1;
   EXPECT_EQ(claim_job(claim_word(job, claimer_of(kMaxWorkers - 1))), job);
   EXPECT_EQ(claim_claimer(claim_word(job, claimer_of(kMaxWorkers - 1))), kMaxWorkers);
-  EXPECT_LT(claimer_of(kMaxWorkers - 1), kCancelled) << "the last worker is not 'cancelled'";
+  EXPECT_NE(bound_to(kMaxWorkers - 1), kCancelled) << "the last worker is not 'cancelled'";
+  EXPECT_LT(claimer_of(kMaxWorkers - 1), bound_to(0)) << "a claimer is not one who may claim";
   EXPECT_NE(claimer_of(0), kUnclaimed);
+}
+
+TEST(ClaimWord, TellsWhatNobodyHasClaimed) {
+  for (const std::uint32_t worker : {0U, 1U, kMaxWorkers - 1}) {
+    EXPECT_TRUE(is_unclaimed(claim_word(7, bound_to(worker))));
+    EXPECT_FALSE(is_unclaimed(claim_word(7, claimer_of(worker))));
+  }
+  EXPECT_TRUE(is_unclaimed(claim_word(7, kUnclaimed)));
+  EXPECT_FALSE(is_unclaimed(claim_word(7, kCancelled)));
 }
 
 TEST_F(JobRingTest, NothingIsClaimedBeforeItIsProduced) {
@@ -104,6 +119,68 @@ TEST_F(JobRingTest, SeveralJobsAreGivenFreeInAnyOrder) {
   EXPECT_EQ(claim(2), 3U);
   EXPECT_EQ(claim(2), 5U);
   EXPECT_FALSE(claim(2));
+}
+
+TEST_F(JobRingTest, AJobForOneWorkerIsPassedOverByOthers) {
+  produce_for(1);
+  produce(1);
+  produce_for(1);
+  produce_for(0);
+  EXPECT_EQ(claim(0), 1U);
+  EXPECT_EQ(claim(0), 3U);
+  EXPECT_FALSE(claim(0));
+  EXPECT_FALSE(claim(2));
+  EXPECT_EQ(hint(), 0U) << "past a job that nobody has claimed";
+  EXPECT_EQ(claim(1), 0U);
+  EXPECT_EQ(claimer(0), claimer_of(1));
+  EXPECT_EQ(claim(1), 2U);
+  EXPECT_FALSE(claim(1));
+  EXPECT_EQ(hint(), 3U) << "job 3 was claimed while job 2 was not";
+}
+
+TEST_F(JobRingTest, OnlyJobsThatAreForTheClaimerAreAskedFor) {
+  produce_for(1);
+  produce_for(0);
+  produce(1);
+  std::vector<std::uint64_t> asked;
+  const auto refuse = [&](std::uint64_t job) {
+    asked.push_back(job);
+    return false;
+  };
+  EXPECT_FALSE(claim_lowest(words_, slots_, kCapacity, 0, refuse));
+  EXPECT_FALSE(claim_lowest(words_, slots_, kCapacity, 2, refuse));
+  EXPECT_EQ(asked, (std::vector<std::uint64_t>{1, 2}));
+}
+
+TEST_F(JobRingTest, AJobOfADeadWorkerWaitsForItsSuccessor) {
+  produce_for(1);
+  produce(2);
+  ASSERT_EQ(claim(1), 0U);
+  unclaim_job(words_, slot(0), 0, bound_to(1));
+  EXPECT_EQ(claim(0), 1U);
+  EXPECT_EQ(claim(1), 0U);
+  EXPECT_EQ(claim(1), 2U);
+}
+
+TEST_F(JobRingTest, AJobForOneWorkerCanBeCancelled) {
+  produce_for(1);
+  produce_for(1);
+  EXPECT_TRUE(cancel_job(slot(0), 0));
+  EXPECT_FALSE(cancel_job(slot(0), 0)) << "cancelled twice";
+  EXPECT_FALSE(cancel_job(slot(1), kCapacity + 1)) << "another job of that slot";
+  EXPECT_EQ(claim(1), 1U);
+  EXPECT_FALSE(cancel_job(slot(1), 1));
+}
+
+TEST_F(JobRingTest, JobsForOneWorkerFillTheirSlotsForMillions) {
+  for (std::uint64_t job = 0; job < 300000; job += 3) {
+    produce_for(2);
+    produce_for(0);
+    produce_for(1);
+    ASSERT_EQ(claim(0), job + 1);
+    ASSERT_EQ(claim(1), job + 2);
+    ASSERT_EQ(claim(2), job);
+  }
 }
 
 TEST_F(JobRingTest, ACancelledJobIsRunByNobody) {
