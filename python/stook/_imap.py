@@ -8,11 +8,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import TimeoutError
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from ._results import Waits
+from ._results import Waits, raise_in_its_place
 from ._streams import Failure, Feed, Job, Pace, as_raised
 from ._task_pool import Function, TaskPool
 
@@ -345,7 +345,7 @@ class IMapIterator:
         if len(ready) <= feed.low:
             feed.more()
         if type(value) is Failure:
-            self._raise(value.error)
+            raise_in_its_place(value.error)
         return value
 
     def next(self, timeout: float | None = None) -> Any:
@@ -373,7 +373,7 @@ class IMapIterator:
                 failure, feed.failure = feed.failure, None
                 if failure is None:
                     raise StopIteration
-                self._raise(failure)
+                raise_in_its_place(failure)
             feed.more()
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0 and not feed.has_news():
@@ -384,17 +384,8 @@ class IMapIterator:
         if len(ready) <= feed.low:
             feed.more()
         if type(value) is Failure:
-            self._raise(value.error)
+            raise_in_its_place(value.error)
         return value
-
-    def _raise(self, error: BaseException) -> NoReturn:
-        try:
-            if isinstance(error, StopIteration):
-                # As itself it would end the loop, quietly, as if there were no more results.
-                raise RuntimeError("the call for this item raised StopIteration") from error
-            raise error
-        finally:
-            del self, error  # which the traceback would hold
 
     def __del__(self) -> None:
         feed = getattr(self, "_feed", None)

@@ -16,9 +16,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import TimeoutError
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-__all__ = ["AsyncResult", "IMapIterator", "MapResult", "Waits", "report"]
+__all__ = ["AsyncResult", "IMapIterator", "MapResult", "Waits", "raise_in_its_place", "report"]
 
 
 class Waits(Protocol):
@@ -35,6 +35,17 @@ def report(error: BaseException) -> None:
             (type(error), error, error.__traceback__, threading.current_thread())
         )
     )
+
+
+def raise_in_its_place(error: BaseException) -> NoReturn:
+    """Raises what the call for an item of an `imap` raised."""
+    try:
+        if isinstance(error, StopIteration):
+            # As itself it would end the loop, quietly, as if there were no more results.
+            raise RuntimeError("the call for this item raised StopIteration") from error
+        raise error
+    finally:
+        del error  # which the traceback would hold
 
 
 class AsyncResult:
@@ -210,10 +221,7 @@ class IMapIterator:
         if success:
             return value
         try:
-            if isinstance(value, StopIteration):
-                # As itself it would end the loop, quietly, as if there were no more results.
-                raise RuntimeError("the call for this item raised StopIteration") from value
-            raise value
+            raise_in_its_place(value)
         finally:
             del self, value, outcome  # which the traceback would hold
 

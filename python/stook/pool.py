@@ -6,28 +6,22 @@ import atexit
 import contextlib
 import operator
 import os
-import pickle
-import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from types import FunctionType, TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from ._elsewhere import StaysHere
 from ._imap import IMapFeed, IMapIterator
-from ._results import AsyncResult, report
-from ._start import crosses_by_name
-from ._streams import Feed, Job, Pace, as_raised
+from ._map import MapFeed, PoolTerminated, Result
+from ._pool_methods import CLOSE, INIT, RUN, TERMINATE, PoolMethods, check_chunksize
+from ._results import AsyncResult
+from ._streams import Pace
 from ._task_pool import TaskPool, WorkerHandle
 from .errors import PoolBroken, StookError
 from .options import MultiprocessingOptions, _shown
 
 __all__ = ["Pool"]
-
-# The states and their names are those of multiprocessing.pool.
-_INIT, _RUN, _CLOSE, _TERMINATE = "INIT", "RUN", "CLOSE", "TERMINATE"
 
 # Jobs per worker that a `map` with many chunks has sent at a time, and the most items in a job if
 # the chunks are of our own choice: with large ones, sending and running would not overlap.
@@ -41,113 +35,7 @@ _ASK_AGAIN_SECONDS = 0.05
 _CLOSING_SECONDS = 5.0
 
 
-class _Result(AsyncResult):
-    """The result of a call; `_set` is its sink."""
-
-    def _set(self, success: bool, value: Any) -> None:
-        if self._ready:  # a signal handler raised when it was set
-            return
-        if type(value) is FunctionType and success and not crosses_by_name(value):
-            # It crossed; but code that was written for multiprocessing may count on the error.
-            from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
-
-            reason = pickle.PicklingError(f"{value!r} cannot be imported by its name")
-            success, value = False, MaybeEncodingError(reason, value)
-        if self._callback is None and self._error_callback is None and success:
-            self._value = value
-            self._success = True
-            self._ready = True
-            self._pool = None
-            return
-        if not success:
-            value = as_raised(value)
-            if isinstance(value, PoolTerminated):
-                # Nobody is told of what was given up, as in multiprocessing; and each raises its
-                # own.
-                self._callback = self._error_callback = None
-                value = PoolTerminated(*value.args)
-        try:
-            super()._set(success, value)
-        except BaseException as error:
-            # No Exception. A signal handler's goes on to the program; what a callback raises must
-            # not end the thread that delivers.
-            if threading.current_thread() is threading.main_thread():
-                raise
-            report(error)
-
-
-class PoolTerminated(StookError):  # noqa: N818 (a state, as PoolBroken)
-    """A result was asked for that a pool had not made when it was terminated."""
-
-
-class _MapResult(_Result):
-    """The result of a `map`; its feed puts results in their places."""
-
-    def __init__(
-        self,
-        pool: Pool,
-        callback: Callable[[Any], Any] | None,
-        error_callback: Callable[[BaseException], Any] | None,
-    ) -> None:
-        super().__init__(pool, callback, error_callback)
-
-
-class _MapFeed(Feed):
-    """Sends the items of a `map`."""
-
-    result: _MapResult
-    _error: BaseException | None = None
-    _error_at = 0
-
-    def start(self, result: _MapResult, length: int) -> None:
-        self.result = result
-        self._values: list[Any] = [None] * length
-        self.after_delivery()
-
-    def break_off(self, error: BaseException) -> None:
-        with self.lock:
-            self._source = None
-            self.is_ended = True
-        self.result._set(False, error)
-
-    def receive_errors(
-        self, job: Job, results: list[Any], errors: dict[int, BaseException]
-    ) -> None:
-        first = min(errors)
-        if isinstance(errors[first], (PoolBroken, PoolTerminated)):
-            self.break_off(errors[first])
-        with self.lock:
-            # The first in the order of items, whichever came first.
-            if self._error is None or job.at + first < self._error_at:
-                self._error_at = job.at + first
-                self._error = errors[first]
-        self.receive(job, results)
-
-    def take_in(self, job: Job, results: list[Any], count: int, left: int) -> None:
-        at = job.at
-        end = at + count
-        values = self._values
-        last = left == 0
-        values[at:end] = results
-        self.received += count
-        self._jobs_done += last
-        job.at = end
-        job.left = left
-        job.seen = results
-
-    def after_delivery(self) -> None:
-        # Without a bound everything is sent at the start.
-        if self._source is not None:
-            self.send_more()
-        if self.is_done and not self.result._ready:
-            error = self._error
-            if error is None:
-                self.result._set(True, self._values)
-            else:
-                self.result._set(False, error)
-
-
-class Pool(StaysHere):
+class Pool(PoolMethods, StaysHere):
     """Worker processes behind the methods of `multiprocessing.Pool`; arrays are not pickled.
 
     Results, exceptions, their order and their remote tracebacks are those of the original. What
@@ -188,8 +76,6 @@ class Pool(StaysHere):
       >>> squares, sizes
       ([0, 1, 4, 9, 16], [80, 800000])
     """
-
-    _state = _INIT
 
     def __init__(
         self,
@@ -234,7 +120,7 @@ class Pool(StaysHere):
         )
         # As in the original, the processes are there when this returns; they need not be set up.
         self._refresh_handles()
-        self._state = _RUN
+        self._state = RUN
         _open_pools.add(self)
 
     # ---- calls -----------------------------------------------------------------------------------
@@ -247,7 +133,7 @@ class Pool(StaysHere):
     ) -> Any:
         """Returns `func(*args, **kwds)`, called in a worker."""
         self._check_running()
-        result = _Result(self)
+        result = Result(self)
         self._submit(result, func, args, kwds, self._tasks._queue.is_pumped)
         return result.get()
 
@@ -264,13 +150,13 @@ class Pool(StaysHere):
         Callbacks are called one at a time, before `get()` returns.
         """
         self._check_running()
-        result = _Result(self, callback, error_callback)
+        result = Result(self, callback, error_callback)
         self._submit(result, func, args, kwds, True)
         return result
 
     def _submit(
         self,
-        result: _Result,
+        result: Result,
         func: Callable[..., Any],
         args: Iterable[Any],
         kwds: Mapping[str, Any] | None,
@@ -290,55 +176,6 @@ class Pool(StaysHere):
             raise
         except Exception as error:
             result._set(False, error)
-
-    def map(
-        self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None
-    ) -> list[Any]:
-        """Returns `[func(item) for item in iterable]`; all are called, then a first error raised.
-
-        Args:
-          func: Called with each item.
-          iterable: The items.
-          chunksize: Items per task; `None`: four tasks for each worker.
-
-        Raises:
-          BaseException: What a call raised, the first in the items' order; its `__cause__` is the
-            traceback in the worker.
-        """
-        values: list[Any] = self._map(func, False, iterable, chunksize, False).get()
-        return values
-
-    def map_async(
-        self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
-        chunksize: int | None = None,
-        callback: Callable[[Any], Any] | None = None,
-        error_callback: Callable[[BaseException], Any] | None = None,
-    ) -> AsyncResult:
-        """Starts `map` and returns its result to come."""
-        return self._map(func, False, iterable, chunksize, True, callback, error_callback)
-
-    def starmap(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Iterable[Any]],
-        chunksize: int | None = None,
-    ) -> list[Any]:
-        """As `map`, with each item unpacked: `func(*item)`."""
-        values: list[Any] = self._map(func, True, iterable, chunksize, False).get()
-        return values
-
-    def starmap_async(
-        self,
-        func: Callable[..., Any],
-        iterable: Iterable[Iterable[Any]],
-        chunksize: int | None = None,
-        callback: Callable[[Any], Any] | None = None,
-        error_callback: Callable[[BaseException], Any] | None = None,
-    ) -> AsyncResult:
-        """Starts `starmap` and returns its result to come."""
-        return self._map(func, True, iterable, chunksize, True, callback, error_callback)
 
     def imap(
         self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1
@@ -374,10 +211,10 @@ class Pool(StaysHere):
         background: bool,
         callback: Callable[[Any], Any] | None = None,
         error_callback: Callable[[BaseException], Any] | None = None,
-    ) -> _MapResult:
+    ) -> Result:
         self._check_running()
         tasks = self._tasks
-        result = _MapResult(self, callback, error_callback)
+        result = Result(self, callback, error_callback)
         try:
             items: Any = iterable
             if not isinstance(iterable, (list, tuple, range)):
@@ -398,12 +235,10 @@ class Pool(StaysHere):
             if self._maxtasksperchild is None:
                 chunksize = min(chunksize, _MOST_ITEMS)
                 jobs_ahead = _JOBS_AHEAD
-        elif chunksize < 1:
-            raise ValueError(f"Chunksize must be 1+, not {chunksize}")
-        elif self._maxtasksperchild is None:
+        elif check_chunksize(chunksize) and self._maxtasksperchild is None:
             pace = Pace(tasks, chunksize)
             jobs_ahead = _JOBS_AHEAD
-        feed = _MapFeed(
+        feed = MapFeed(
             tasks,
             function,
             items,
@@ -421,8 +256,7 @@ class Pool(StaysHere):
         self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int, ordered: bool
     ) -> IMapIterator:
         self._check_running()
-        if chunksize < 1:
-            raise ValueError(f"Chunksize must be 1+, not {chunksize}")
+        check_chunksize(chunksize)
         tasks = self._tasks
         feed = IMapFeed(
             tasks,
@@ -444,8 +278,8 @@ class Pool(StaysHere):
     def close(self) -> None:
         """Takes no more calls; `join()` then waits for those that were made."""
         self._check_process()
-        if self._state == _RUN:
-            self._state = _CLOSE
+        if self._state == RUN:
+            self._state = CLOSE
 
     def terminate(self) -> None:
         """Ends the workers at once, also in the middle of a call.
@@ -453,7 +287,7 @@ class Pool(StaysHere):
         Results that are not there then raise a `StookError`.
         """
         self._check_process()
-        self._state = _TERMINATE
+        self._state = TERMINATE
         self._end()
 
     def join(self) -> None:
@@ -466,11 +300,11 @@ class Pool(StaysHere):
           ValueError: The pool was neither closed nor terminated.
         """
         self._check_process()
-        if self._state == _RUN:
+        if self._state == RUN:
             raise ValueError("Pool is still running")
-        if self._state not in (_CLOSE, _TERMINATE):
+        if self._state not in (CLOSE, TERMINATE):
             raise ValueError("In unknown state")
-        if self._state == _TERMINATE:
+        if self._state == TERMINATE:
             self._end()
             return
         tasks = self._tasks
@@ -528,7 +362,7 @@ class Pool(StaysHere):
         self._refresh_handles()
 
     def _check_running(self) -> None:
-        if self._state != _RUN:
+        if self._state != RUN:
             raise ValueError("Pool not running")
         if self._tasks.is_closed:
             self._check_process()
@@ -543,34 +377,10 @@ class Pool(StaysHere):
                 " make a pool here"
             )
 
-    def __enter__(self) -> Pool:
-        self._check_running()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.terminate()
-
-    def __reduce__(self) -> NoReturn:
-        raise NotImplementedError("pool objects cannot be passed between processes or pickled")
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        self.__reduce__()
-
     def __del__(self) -> None:
-        if self._state == _INIT or os.getpid() != self._pid:
+        if self._state == INIT or os.getpid() != self._pid:
             return
-        if self._state == _RUN:
-            warnings.warn(
-                f"unclosed running multiprocessing pool {self!r}",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
+        self._warn_if_running()
         with contextlib.suppress(Exception):
             self._end()
 
@@ -586,5 +396,5 @@ _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 def _end_pools() -> None:
     for pool in list(_open_pools):
         if os.getpid() == pool._pid:
-            pool._state = _TERMINATE
+            pool._state = TERMINATE
             pool._end()

@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,7 +33,7 @@ def pool() -> Iterator[stook.ThreadPool]:
 @pytest.fixture(autouse=True)
 def no_waking_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wake-up that does not come must not be made up for within a second."""
-    monkeypatch.setattr("stook.threads.LONGEST_SLEEP", 1000.0)
+    monkeypatch.setattr("stook._threads_calls.LONGEST_SLEEP", 1000.0)
 
 
 class Gate:
@@ -448,6 +449,7 @@ def test_a_thread_of_the_pool_cannot_join_it(pool: stook.ThreadPool) -> None:
         pool.apply(call)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_a_dropped_pool_ends_its_threads() -> None:
     pool = stook.ThreadPool(2)
     assert pool.map(abs, [-1]) == [1]
@@ -460,6 +462,19 @@ def test_a_dropped_pool_ends_its_threads() -> None:
         assert not thread.is_alive()
 
 
+def test_a_dropped_pool_warns_unless_it_was_ended() -> None:
+    pool = stook.ThreadPool(1)
+    with pytest.warns(ResourceWarning, match=r"unclosed running multiprocessing pool .*ThreadPool"):
+        del pool
+    for end in ("close", "terminate"):
+        pool = stook.ThreadPool(1)
+        getattr(pool, end)()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            del pool
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_a_result_keeps_its_pool_until_it_is_there() -> None:
     assert stook.ThreadPool(1).apply_async(abs, (-3,)).get(DEADLINE) == 3
     assert list(stook.ThreadPool(1).imap(abs, [-3])) == [3]
