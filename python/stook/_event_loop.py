@@ -1,8 +1,10 @@
-"""Calls of an event loop that run in a pool: each is a future of the loop, settled by the loop.
+"""Calls of an event loop that run in a pool, settled by the loop.
 
-No thread helps. While a loop has calls outstanding it watches the pool's descriptor, delivers what
-is there, and arms the descriptor again. Other threads may wait for calls of the same pool, and then
-deliver the loop's as well; whoever stops delivering tells the loop, which takes over.
+Those of pure functions are futures of the loop; those of executors are `concurrent.futures` that
+`asyncio` has wrapped. No thread helps. While a loop has calls outstanding it watches the pool's
+descriptor, delivers what is there, and arms the descriptor again. Other threads may wait for calls
+of the same pool, and then deliver the loop's as well; whoever stops delivering tells the loop,
+which takes over.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ import asyncio
 import contextlib
 import os
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 from ._task_pool import Function, TaskPool
 
-__all__ = ["LoopLink", "PureCoroutine", "PureFuture"]
+__all__ = ["LoopLink", "LoopLinks", "PureCoroutine", "PureFuture"]
 
 _get_running_loop = asyncio._get_running_loop
 
@@ -104,7 +107,10 @@ def _fail(future: PureFuture, error: BaseException) -> None:
 
 
 class LoopLink:
-    """One event loop's calls in one pool. All but `post` and `release` is the loop's thread's."""
+    """One event loop's calls in one pool.
+
+    All is the loop's thread's, but `post`, `end` and `release`.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, pool: TaskPool) -> None:
         self.loop = loop
@@ -144,7 +150,39 @@ class LoopLink:
                 self._is_looking = False
         return future
 
+    def begin(self) -> bool:
+        """Counts one more that the loop waits for, of which the workers know; see `end`.
+
+        False, and nothing is counted, if the loop cannot watch descriptors.
+        """
+        if self._descriptor < 0:
+            try:
+                self._watch()
+            except NotImplementedError:
+                os.close(self._descriptor)
+                self._descriptor = -1
+                return False
+            if not self._is_scheduled:
+                self._is_scheduled = True
+                self.loop.call_soon(self._look)
+        self.outstanding += 1
+        return True
+
     # ---- from any thread -------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """One that `begin` counted has been settled."""
+        if _get_running_loop() is self.loop:
+            self._end()
+            return
+        try:
+            self.loop.call_soon_threadsafe(self._end)
+        except RuntimeError:  # the loop is closed
+            self._stop_watching()
+
+    def is_watching(self) -> bool:
+        """True while the loop hears of what comes."""
+        return self._descriptor >= 0 and not self.loop.is_closed()
 
     def post(self, future: PureFuture, ok: bool, value: Any) -> None:
         """Has the loop settle a future that another thread delivers."""
@@ -170,6 +208,9 @@ class LoopLink:
         if self._is_scheduled or (self._is_looking and _get_running_loop() is self.loop):
             return
         self._is_scheduled = True
+        if _get_running_loop() is self.loop:
+            self.loop.call_soon(self._look)
+            return
         try:
             self.loop.call_soon_threadsafe(self._look)
         except RuntimeError:  # the loop is closed, with calls outstanding
@@ -188,6 +229,11 @@ class LoopLink:
     def _settle(self, future: PureFuture, ok: bool, value: Any) -> None:
         future(ok, value)
         if self.outstanding == 0:
+            self._stop_watching()
+
+    def _end(self) -> None:
+        self.outstanding -= 1
+        if self.outstanding == 0 and not self._is_looking:
             self._stop_watching()
 
     def _watch(self) -> None:
@@ -249,3 +295,33 @@ class LoopLink:
     def __del__(self) -> None:
         if getattr(self, "_descriptor", -1) >= 0:
             os.close(self._descriptor)
+
+
+class LoopLinks:
+    """The links of a pool's event loops: one for each loop that has waited for a call of it."""
+
+    def __init__(self, pool: TaskPool) -> None:
+        self._pool = pool
+        self._last: LoopLink | None = None  # of the loop that asked last
+        self._links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLink]
+        self._links = weakref.WeakKeyDictionary()
+
+    def current(self) -> LoopLink | None:
+        """That of the loop which runs in this thread; `None` if none does."""
+        loop = _get_running_loop()
+        if loop is None:
+            return None
+        link = self._last  # another thread may put its own there
+        if link is not None and link.loop is loop:
+            return link
+        for other in [other for other in list(self._links) if other.is_closed()]:
+            self._links.pop(other, None)
+        link = self._links.get(loop)
+        if link is None:  # no other thread runs this loop
+            link = self._links[loop] = LoopLink(loop, self._pool)
+        self._last = link
+        return link
+
+    def is_awaited(self) -> bool:
+        """True while a loop waits for something, and hears of it."""
+        return any(link.is_watching() for link in list(self._links.values()))

@@ -1,9 +1,11 @@
 """Futures of calls that run in worker processes, and what settles them.
 
 Results are delivered by whichever thread waits for one (`Future.result` runs the pool itself, so
-that no thread has to be woken for it), and else by a thread of the pool: at once if somebody counts
-on being told (a callback, `concurrent.futures.wait`, `asyncio`, a shutdown), after a few
-milliseconds if nobody does. Callbacks always run on the pool's thread, in no pool's delivery.
+that no thread has to be woken for it), by an event loop whose coroutines do (`_event_loop.py`), and
+else by a thread of the pool: at once if somebody counts on being told (a callback,
+`concurrent.futures.wait`, a shutdown), after a few milliseconds if nobody does. Callbacks always
+run on the pool's thread, in no pool's delivery; asyncio's own run where the result is delivered,
+for they do nothing but call a loop.
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ from collections.abc import Callable
 from concurrent.futures import _base
 from concurrent.futures import process as _process
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._error_payload import is_undecodable
 from ._task_pool import _CALL, _CHUNK, _STAR, Death, TaskPool
 from .errors import PoolBroken, RemoteError, WorkerDied
+
+if TYPE_CHECKING:  # asyncio is imported by who uses it
+    from ._event_loop import LoopLink, LoopLinks
 
 __all__ = ["FuturePool", "ItemsCall", "ItemsFuture", "TaskFuture"]
 
@@ -41,6 +46,8 @@ _LINGER = 12  # graces without any work, then the pool's thread goes to sleep
 _SUBMITS_PER_LOOK = 32  # a thread that only submits delivers, too: half a worker's jobs at hand
 # A thread that sleeps in the pool does not hear of a cancellation; it looks.
 _LOOK = 0.05
+_TAKE_OVER = 0.05  # for how long an event loop that waits for results may leave them there
+_ASYNCIO = "asyncio.futures"  # the module of the callback with which it wraps a future
 _INSTANT = 0.001
 _PATIENCE = 10  # instants
 
@@ -96,6 +103,15 @@ class TaskFuture(concurrent.futures.Future):  # type: ignore[type-arg]
         callbacks: deque[Any] = self.__dict__.setdefault("_callbacks_", deque())
         return callbacks
 
+    def _tell_loops(self) -> None:
+        """Calls asyncio's callbacks, which have their loops take the result over."""
+        awaiting = self.__dict__.get("_awaiting")
+        while awaiting:
+            link, callback = awaiting[0]
+            self._call(callback)
+            awaiting.popleft()
+            link.end()
+
     def _invoke_callbacks(self) -> None:
         """Each is called once: a second call of this goes on where the first was interrupted."""
         callbacks = self._done_callbacks
@@ -136,6 +152,7 @@ class TaskFuture(concurrent.futures.Future):  # type: ignore[type-arg]
                             waiter.add_exception(self)
                     self._state = _FINISHED
                     self._condition.notify_all()
+            self._tell_loops()
             if self.__dict__.get("_callbacks_"):
                 self._pool.call_back(self)
         self._pool.futures.discard(self)
@@ -197,15 +214,22 @@ class TaskFuture(concurrent.futures.Future):  # type: ignore[type-arg]
                 self._condition.notify_all()
             self._pool.futures.discard(self)
             self._pool.tell_waiting()
+            self._tell_loops()
             self._invoke_callbacks()
         return self._state == _CANCELLED
 
     def add_done_callback(self, fn: Callable[[Any], Any]) -> None:
         """As in `concurrent.futures`; runs on the pool's thread, or here if it is done."""
+        link = None
+        if getattr(fn, "__module__", None) == _ASYNCIO:
+            link = self._pool.loop_link()
         with self._condition:
             if self._state == _PENDING:
-                self._done_callbacks.append(fn)
-                self._pool.watch()
+                if link is not None and link.begin():
+                    self.__dict__.setdefault("_awaiting", deque()).append((link, fn))
+                else:
+                    self._done_callbacks.append(fn)
+                    self._pool.watch()
                 return
         self._call(fn)
 
@@ -295,6 +319,7 @@ class FuturePool:
         self._is_watched = False
         self._impatient: list[None] = []
         self._visits = 0
+        self._loops: LoopLinks | None = None
         self.thread = threading.Thread(target=self._look_after, name=name, daemon=True)
         _pools.add(self)
         try:
@@ -462,6 +487,16 @@ class FuturePool:
             self._is_watched = True
             self._ring()
 
+    def loop_link(self) -> LoopLink | None:
+        """What has the event loop of this thread deliver; `None` if no loop runs in it."""
+        loops = self._loops
+        if loops is None:
+            from ._event_loop import LoopLinks
+
+            loops = self.__dict__.setdefault("_made_loops", LoopLinks(self.tasks))
+            self._loops = loops
+        return loops.current()
+
     def call_back(self, future: TaskFuture) -> None:
         """Has the callbacks of a future called, soon."""
         self._to_call.append(future)
@@ -524,6 +559,12 @@ class FuturePool:
             idle = 0
             if self._is_watched or self._refuses:
                 tasks.wait(self._has_news, _LOOK)
+            elif self._loops is not None and self._loops.is_awaited():
+                # The loops deliver, unless something keeps them from running.
+                outstanding, visits = tasks.outstanding, self._visits
+                self._sleep(_TAKE_OVER)
+                if tasks.outstanding == outstanding and visits == self._visits:
+                    tasks.deliver()
             elif self._impatient or visits != self._visits:
                 visits = self._visits
                 self._sleep(_GRACE)
