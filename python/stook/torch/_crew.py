@@ -39,6 +39,10 @@ class Crew:
         self._made_by = os.getpid()
         self._pool = ProcessPool(task, options)  # type: ignore[arg-type]
 
+    @property
+    def is_of_another_process(self) -> bool:
+        return os.getpid() != self._made_by
+
     def iterate(self, jobs: Iterator[Any], *, ordered: bool) -> Any:
         return self._pool.iterate(jobs, ordered=ordered)
 
@@ -48,7 +52,7 @@ class Crew:
 
     def renew(self) -> None:
         """Kills the workers that were used; the next job brings new ones in their places."""
-        if os.getpid() != self._made_by:
+        if self.is_of_another_process:
             return
         core = self._pool._core
         if core is None or not core.is_open:
@@ -106,6 +110,8 @@ class CrewStore:
                 idle, self._idle = self._idle, []
             found = None
             for crew in idle:
+                if crew.is_of_another_process:
+                    continue  # of which this one is a fork
                 if found is None and crew.digest == digest and crew.options == options:
                     found = crew
                 else:

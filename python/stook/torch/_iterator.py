@@ -92,8 +92,6 @@ class WorkersIterator(_Base):  # type: ignore[misc]
         super()._reset(loader, first_iter)
         # torch's draws another one here, which the workers of a first pass do not get to know.
         self._pipe_seed = first_seed if first_iter else self._shared_seed
-        if self._crew is None:
-            raise StookError("this iterator was closed; make a new one")
         self._pass_number += 1
         self._sent = 0
         self._jobs: deque[Any] = deque()
@@ -107,6 +105,11 @@ class WorkersIterator(_Base):  # type: ignore[misc]
         self._results = self._crew.iterate(_Jobs(self), ordered=self._in_order)
         for _ in range(self._window):
             self._deal()
+
+    @property
+    def has_workers(self) -> bool:
+        """False once they were given back or lost."""
+        return self._crew is not None and not self._crew.is_of_another_process
 
     # ---- dealing ---------------------------------------------------------------------------------
 

@@ -114,6 +114,12 @@ class DataLoader(_Base):  # type: ignore[misc]
             **settings,
         )
 
+    def __iter__(self) -> Any:
+        iterator: Any = self.__dict__.get("_iterator")
+        if iterator is not None and not iterator.has_workers:
+            self._iterator = None  # persistent workers that were lost
+        return super().__iter__()
+
     def _get_iterator(self) -> Any:
         if self.num_workers == 0:
             return super()._get_iterator()

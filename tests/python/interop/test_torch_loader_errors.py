@@ -259,6 +259,36 @@ def test_a_dead_worker_of_an_iterable_data_set_ends_the_pass() -> None:
     assert list(batches) == []
 
 
+def test_persistent_workers_that_were_lost_are_new_in_the_next_pass(tmp_path: Any) -> None:
+    batches = loader(Numbers(), persistent_workers=True)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="exited unexpectedly"):
+            list(batches)
+
+
+def test_a_forked_child_iterates_with_workers_of_its_own(run_python: RunPython) -> None:
+    done = run_python(
+        """
+        import os, torch
+        from stook.torch import DataLoader
+
+        for persistent in (False, True):
+            loader = DataLoader(torch.arange(4), 2, num_workers=1, persistent_workers=persistent)
+            print([batch.tolist() for batch in loader], flush=True)
+            child = os.fork()
+            if child == 0:
+                print([batch.tolist() for batch in loader], flush=True)
+                del loader
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            print([batch.tolist() for batch in loader], flush=True)
+        """,
+        flags=("-W", "ignore"),
+        deadline=DEADLINE,
+    )
+    assert done.stdout == "[[0, 1], [2, 3]]\n" * 6, done.stderr
+
+
 def test_a_worker_that_dies_between_its_jobs_gives_nothing_twice() -> None:
     batches = iter(loader(Numbers("no path"), prefetch_factor=1))
     assert [next(batches), next(batches)] == [0, 1]
