@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, Final, final
 
-__all__ = ["SKIP", "Report", "Skip"]
+from .errors import ElementError
+
+__all__ = ["DEFAULT_POLICY", "SKIP", "FillPlan", "Policy", "Report", "Skip"]
 
 
 @final
@@ -51,3 +55,52 @@ class Report:
         self.element = element
         self.failed = failed
         self.consumed = consumed
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FillPlan:
+    """Where a batch finds further items, when some of its own are left out.
+
+    Attributes:
+      length: Of the source.
+      shuffle_seed: What the order depends on, or `None` for no other order.
+      shard: Index and count.
+      drop_remainder: Leave out a batch that is not full at the end of an epoch.
+    """
+
+    length: int
+    shuffle_seed: int | None
+    shard: tuple[int, int]
+    drop_remainder: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Policy:
+    """What is done about items that fail.
+
+    Attributes:
+      on_error: `"raise"`, `"skip"`, or what makes a replacement.
+      retries: How often an item is tried again before that.
+      timeout: Seconds an item may take, or `None`.
+      fill: With `fill_batches`, where a batch finds more items.
+    """
+
+    on_error: str | Callable[[ElementError], Any] = "raise"
+    retries: int = 0
+    timeout: float | None = None
+    fill: FillPlan | None = None
+
+    @property
+    def is_needed(self) -> bool:
+        """False where errors are raised at once, and no time is taken."""
+        return bool(
+            self.on_error != "raise" or self.retries or self.timeout is not None or self.fill
+        )
+
+    @property
+    def takes_losses(self) -> bool:
+        """True if an item whose worker died of it is to be told to the task."""
+        return self.on_error != "raise"
+
+
+DEFAULT_POLICY: Final = Policy()

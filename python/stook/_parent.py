@@ -8,7 +8,15 @@ from ._error_payload import decode_error, encode_error, mark_undecodable, note_s
 from ._log_channel import LogReceiver
 from ._pickling import pickle_dtype, pickle_objects, unpickle_dtype, unpickle_objects
 from ._worker import exhausted
-from .errors import ElementError, StookError, WorkerDied, annotate
+from .errors import (
+    ElementError,
+    ElementTimeout,
+    StookError,
+    TooManyErrors,
+    WorkerDied,
+    annotate,
+    death_detail,
+)
 
 __all__ = ["ParentFunctions"]
 
@@ -52,15 +60,16 @@ class ParentFunctions:
         attempts: int,
         out_of_memory: bool,
     ) -> WorkerDied:
-        detail = f"its process id was {pid}"
-        if attempts > 1:
-            detail += f"; {attempts} workers died of this element"
-        if out_of_memory:
-            detail += (
-                "; the kernel's out-of-memory killer was at work meanwhile: use fewer workers,"
-                " smaller batches or a lower memory_limit"
-            )
+        detail = death_detail(pid, attempts, out_of_memory)
         return WorkerDied(worker, os.waitstatus_to_exitcode(status), position, detail)
+
+    def element_timeout(self, position: int, seconds: float, worker: int) -> ElementTimeout:
+        return ElementTimeout(position, seconds, worker)
+
+    def too_many_errors(
+        self, errors: int, items: int, allowed: float | None = None, last: str = ""
+    ) -> TooManyErrors:
+        return TooManyErrors(errors, items, allowed, last)
 
     def undecodable_result(self, error: BaseException) -> BaseException:
         return mark_undecodable(error, "result")

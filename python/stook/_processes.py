@@ -75,7 +75,9 @@ class ProcessPool:
             self._task = task
             self._stop()
 
-    def iterate(self, jobs: Iterator[Any], *, ordered: bool) -> ProcessIterator:
+    def iterate(
+        self, jobs: Iterator[Any], *, ordered: bool, max_errors: float | None = None
+    ) -> ProcessIterator:
         """Starts a pass over `jobs`; the pass before it is given up."""
         with self._lock:
             if self._forked:

@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["announcer", "current", "isolated", "mix", "put_back", "seeder", "torch_generator"]
+__all__ = [
+    "Draws",
+    "announcer",
+    "current",
+    "isolated",
+    "mix",
+    "put_back",
+    "seeder",
+    "torch_generator",
+]
 
 _MASK = (1 << 64) - 1
 
@@ -168,6 +177,48 @@ class _NumpyGenerator:
         state = bits.state["state"]
         expected = state["key"].astype("uint32").tobytes() + struct.pack("=i", state["pos"])
         return address if ctypes.string_at(address, self._SIZE) == expected else None
+
+
+class Draws:
+    """Puts the generators of an element back to where they were before one of its items.
+
+    Args:
+      global_ones: Those of the process as well, not only that of `stook.rng()`.
+    """
+
+    def __init__(self, *, global_ones: bool) -> None:
+        self._numpy = _NumpyGenerator() if global_ones else None
+
+    def save(self) -> tuple[Any, ...]:
+        """Returns what `restore` takes, and changes nothing."""
+        made = current.made
+        if made is None or made[0] is not current.element:
+            made = None
+        own = None if made is None else (made, made[1].bit_generator.state)
+        if self._numpy is None:
+            return (own,)
+        numpy = self._numpy.save()
+        self._numpy.restore(numpy)
+        torch = torch_generator()
+        return (
+            own,
+            random.getstate(),
+            numpy,
+            None if torch is None else (torch, torch.get_state()),
+        )
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        own = saved[0]
+        if own is None:
+            current.made = None  # which is made anew, and begins at its beginning
+        else:
+            current.made, own[0][1].bit_generator.state = own
+        if self._numpy is None:
+            return
+        random.setstate(saved[1])
+        self._numpy.restore(saved[2])
+        if saved[3] is not None:
+            saved[3][0].set_state(saved[3][1])
 
 
 def isolated(run: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,14 +13,16 @@ from functools import partial
 from typing import Any, NoReturn
 
 from . import _random
+from ._element_errors import DEFAULT_POLICY, SKIP, Policy
 from .collate import Assembler
 from .errors import for_consumer
 from .worker_info import _state
 
 __all__ = ["BoundTask", "LoaderTask"]
 
-# (epoch, position of the element within the epoch, payload) -> element
-BoundTask = Callable[[int, int, Any], Any]
+# (epoch, position of the element within the epoch, payload) -> element; with a policy also
+# (..., losses), see _policy.py
+BoundTask = Callable[..., Any]
 _Begin = Callable[[int, int], None]  # (epoch, position), before user code is called
 
 
@@ -33,15 +35,17 @@ class LoaderTask:
       batch_size: Items per element, or `None` for one item that is not assembled.
       collate: Makes an element of the list of a batch's items, or `None` for `collate.Assembler`.
       seed: What the random draws of user code depend on, or `None` to leave the generators alone.
+      policy: What is done about items that fail.
 
     A payload is an index, or with `batch_size` a tuple of indices; without a source it is an item,
     or with `batch_size` a list of items. A last batch may be shorter.
 
     Whatever user code raises comes out of the bound function as
-    `errors.for_consumer` says: as itself with a note, or as an `ElementError`.
+    `errors.for_consumer` says: as itself with a note, or as an `ElementError`; unless the policy
+    says otherwise. What it returns is an element, `SKIP`, or a `Report` with either.
     """
 
-    __slots__ = ("batch_size", "collate", "seed", "source", "transforms")
+    __slots__ = ("batch_size", "collate", "policy", "seed", "source", "transforms")
 
     def __init__(
         self,
@@ -50,12 +54,14 @@ class LoaderTask:
         batch_size: int | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
         seed: int | None = None,
+        policy: Policy = DEFAULT_POLICY,
     ) -> None:
         self.source = source
         self.transforms = tuple(transforms)
         self.batch_size = batch_size
         self.collate = collate
         self.seed = seed
+        self.policy = policy
 
     def __call__(self, epoch: int, position: int, payload: Any) -> Any:
         """Makes one element. For more than a few, call what `bind()` returns."""
@@ -79,7 +85,11 @@ class LoaderTask:
             begin, put_back = _random.announcer(seed), _random.put_back
         else:
             begin, put_back = _random.seeder(seed), _random.isolated
-        if self.batch_size is not None:
+        if self.policy.is_needed:
+            from . import _policy  # only where it is wanted
+
+            run = _policy.bind(self, begin, self._load_function(), where)
+        elif self.batch_size is not None:
             run = self._bind_batch(begin, self._load_function())
         elif self.source is not None and len(self.transforms) == 1:
             run = self._bind_common(begin, self.transforms[0])
@@ -147,7 +157,8 @@ class LoaderTask:
                 for item in range(count):
                     batch.add(load(payload[item]))
                 item = None
-                return batch.finish() if collate is None else collate(batch.finish())
+                made = batch.finish()
+                return made if collate is None else collate(made) if made else SKIP
             except BaseException as error:
                 _raise(error, position, None if item is None else indices[item], item)
 
@@ -163,7 +174,8 @@ class _Gathered:
         self._items: list[Any] = []
 
     def add(self, item: Any) -> None:
-        self._items.append(item)
+        if item is not SKIP:
+            self._items.append(item)
 
     def finish(self) -> list[Any]:
         # Handed out, not kept: a collate function may return the list itself.

@@ -18,8 +18,9 @@ from ._worker import end_forked_child
 
 __all__ = ["GRACE_SECONDS", "LONGEST_SLEEP", "Crew", "Job", "end_if_forked"]
 
-# Called with `None`, or with what the initializer raised: then it is not to run, but to fail so.
-Job = Callable[[BaseException | None], None]
+# Called with `None`, or with what the initializer raised: then it is not to run, but to fail so. It
+# returns `True` if its thread has been replaced (`Crew.replace_one`) and is to end.
+Job = Callable[[BaseException | None], "bool | None"]
 
 # A thread cannot be ended from outside. This is how long `close()`, the interpreter's exit and
 # whoever else must not hang wait for user code that is under way.
@@ -51,20 +52,26 @@ class Crew:
         self._count = count
         self._pid = os.getpid()
         self.threads: list[threading.Thread] = []
+        self._name = name
+        self._arguments = (self.jobs, self._pid, initializer, initargs)
         try:
-            for index in range(count):
-                thread = threading.Thread(
-                    target=_work,
-                    args=(self.jobs, self._pid, initializer, initargs),
-                    name=f"{name}-{index}",
-                    daemon=True,
-                )
-                thread.start()
-                self.threads.append(thread)
+            for _ in range(count):
+                self._start_one()
         except BaseException:  # no more threads to be had
             self.end()
             raise
         _crews.add(self)
+
+    def _start_one(self) -> None:
+        name = f"{self._name}-{len(self.threads)}"
+        thread = threading.Thread(target=_work, args=self._arguments, name=name, daemon=True)
+        thread.start()
+        self.threads.append(thread)
+
+    def replace_one(self) -> None:
+        """Starts a thread in the place of one whose job does not come back; see `Job`."""
+        self._start_one()
+        self._count += 1
 
     @property
     def is_of_this_process(self) -> bool:
@@ -117,13 +124,16 @@ def _work(
         job = jobs.get()
         if job is None:
             return
+        replaced = None
         try:
-            job(refused)
+            replaced = job(refused)
         except BaseException as error:
             end_if_forked(pid, error)
             report(error)
         del job  # and what it holds, before the next one comes
         end_if_forked(pid, None)
+        if replaced:
+            return
 
 
 def end_if_forked(pid: int, error: BaseException | None) -> None:

@@ -9,44 +9,29 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from ._inline import array_bytes
+from ._deliveries import CLOSED, Counts, Deliveries
+from ._element_errors import SKIP
 from ._iterator import LoaderIterator
 from ._locks import renew_lock_in_child
-from ._task import BoundTask, LoaderTask
+from ._policy import progress
+from ._task import LoaderTask
 from ._threads_crew import GRACE_SECONDS, LONGEST_SLEEP, Crew, end_if_forked
 from ._threads_rng import GlobalDraws
-from .errors import ElementError, StookError
+from .errors import ElementError, ElementTimeout, StookError, TooManyErrors
 from .options import MultithreadingOptions
 from .stats import LoaderStats
 
 __all__ = ["LoaderThreads", "ThreadIterator"]
 
-_CLOSED = (
-    "this iterator is closed: it was closed, or its loader was closed or iterated again; iterate"
-    " the loader again"
-)
 _FORKED = (
     "this loader belongs to the process that made it, and this is a forked child of it; make a"
     " loader here"
 )
-
-
-class _Counts:
-    """What was delivered; changed by one iterator at a time."""
-
-    __slots__ = ("bytes", "elements", "errors")
-
-    def __init__(self) -> None:
-        self.elements = 0
-        self.bytes = 0
-        self.errors = 0
-
-    def stats(self) -> LoaderStats:
-        return LoaderStats(elements=self.elements, bytes=self.bytes, errors=self.errors)
 
 
 class LoaderThreads:
@@ -55,7 +40,7 @@ class LoaderThreads:
     def __init__(self, task: LoaderTask, options: MultithreadingOptions) -> None:
         self._task = task
         self._options = options
-        self._counts = _Counts()
+        self._counts = Counts()
         self._crew: Crew | None = None
         self._draws = GlobalDraws()
 
@@ -63,21 +48,24 @@ class LoaderThreads:
         """Takes another task for the iterators to come."""
         self._task = task
 
-    def iterate(self, jobs: Iterator[Any], *, ordered: bool) -> ThreadIterator:
+    def iterate(
+        self, jobs: Iterator[Any], *, ordered: bool, max_errors: float | None = None
+    ) -> ThreadIterator:
         """Starts a pass over `jobs`."""
         if self._crew is None:
             self._crew = Crew(self._options.num_threads, "stook-loader")
         elif not self._crew.is_of_this_process:
             raise StookError(_FORKED)
-        options = self._options
+        options, task = self._options, self._task
+        batched = task.batch_size is not None
         return ThreadIterator(
             jobs,
-            _Pass(self._task.bind(where="thread")),
+            _Pass(task),
             self._crew,
             options.num_threads * (options.per_thread_buffer_size + 1),
             ordered,
-            self._counts,
-            None if self._task.seed is None else self._draws,
+            Deliveries(self._counts, batched=batched, max_errors=max_errors),
+            None if task.seed is None else self._draws,
         )
 
     def stats(self) -> LoaderStats:
@@ -91,6 +79,25 @@ class LoaderThreads:
             self._crew.join(GRACE_SECONDS)
 
 
+class _Job:
+    """A job that was dealt and is not delivered.
+
+    `began` is written by its thread and read by the consumer; the rest belongs to the consumer,
+    `given_up` to whoever holds the pass's lock.
+    """
+
+    __slots__ = ("began", "epoch", "given_up", "losses", "payload", "position")
+
+    def __init__(self, epoch: int, position: int, payload: Any, *_: Any) -> None:
+        self.epoch = epoch
+        self.position = position
+        self.payload = payload
+        self.losses: tuple[Any, ...] = ()
+        # Number of the item under way and when it was begun, as _policy.py notes it.
+        self.began: list[tuple[int, float] | None] = [None]
+        self.given_up = False  # by the consumer, who does not want what its thread brings
+
+
 class _Pass:
     """What consumer and threads share of one pass.
 
@@ -98,10 +105,11 @@ class _Pass:
     under `changed`. `dict` keeps the order in which elements came.
     """
 
-    __slots__ = ("changed", "done", "over", "pid", "run")
+    __slots__ = ("changed", "done", "over", "pid", "policy", "run")
 
-    def __init__(self, run: BoundTask) -> None:
-        self.run = run
+    def __init__(self, task: LoaderTask) -> None:
+        self.run = task.bind(where="thread")
+        self.policy = task.policy
         self.pid = os.getpid()
         # On a reentrant lock: a finalizer may close the loader of this pass in the middle of it.
         self.changed = threading.Condition()
@@ -110,38 +118,39 @@ class _Pass:
 
 
 def _make(
-    shared: _Pass,
-    number: int,
-    epoch: int,
-    position: int,
-    payload: Any,
-    _refused: BaseException | None = None,
-) -> None:
+    shared: _Pass, number: int, job: _Job, _refused: BaseException | None = None
+) -> bool | None:
     """In a thread: makes an element, or its error."""
     if shared.over:
-        return
+        return None
+    losses = (job.losses,) if job.losses else ()
+    progress.cell = job.began
     try:
-        element = shared.run(epoch, position, payload)
+        element = shared.run(job.epoch, job.position, job.payload, *losses)
     except KeyboardInterrupt as error:
         # Ctrl-C comes to the main thread. This was raised by user code, and would end the program.
         wrapped = ElementError(
-            f"KeyboardInterrupt was raised while loading element {position}: {error!r}", position
+            f"KeyboardInterrupt was raised while loading element {job.position}: {error!r}",
+            job.position,
         )
         wrapped.__cause__ = error
-        _put(shared, number, False, wrapped)
+        ended = _put(shared, number, job, False, wrapped)
         del wrapped  # which holds this frame
     except BaseException as error:
-        _put(shared, number, False, error)
+        ended = _put(shared, number, job, False, error)
     else:
-        _put(shared, number, True, element)
+        ended = _put(shared, number, job, True, element)
+    progress.cell = None
+    return ended
 
 
-def _put(shared: _Pass, number: int, success: bool, value: Any) -> None:
+def _put(shared: _Pass, number: int, job: _Job, success: bool, value: Any) -> bool:
     end_if_forked(shared.pid, None if success else value)
     with shared.changed:
-        if not shared.over:
+        if not shared.over and not job.given_up:
             shared.done[number] = success, value
             shared.changed.notify()
+        return job.given_up
 
 
 class ThreadIterator(LoaderIterator):
@@ -156,7 +165,7 @@ class ThreadIterator(LoaderIterator):
         crew: Crew,
         window: int,
         ordered: bool,
-        totals: _Counts,
+        deliveries: Deliveries,
         draws: GlobalDraws | None,
     ) -> None:
         self._jobs: Iterator[Any] | None = jobs  # None once it has ended
@@ -165,14 +174,15 @@ class ThreadIterator(LoaderIterator):
         self._crew = crew
         self._window = window
         self._ordered = ordered
-        self._counts = _Counts()
-        self._totals = totals
+        self._deliveries = deliveries
+        self._jobs_out: dict[int, _Job] = {}  # dealt and not delivered
         self._draws = draws
         self._dealt = 0  # jobs given to the threads
         self._lowest = 0  # element not yet delivered: the window is counted from it
         self._ahead: set[int] = set()  # delivered above it
         self._busy = False
         self._closed = False
+        self._over = False  # by too many errors
         self._loader: Any = None  # held while the pass goes on, as `for x in DataLoader(...)` needs
         # Threads may share one iterator; they take turns.
         renew_lock_in_child(self)
@@ -185,24 +195,26 @@ class ThreadIterator(LoaderIterator):
                     " waits in next() of the same iterator"
                 )
             self._busy = True
+            value: Any = None
             try:
-                success, value = self._next_outcome()
+                while True:
+                    number, success, value = self._next_outcome()
+                    payload = self._jobs_out.pop(number).payload
+                    try:
+                        if not success:
+                            self._deliveries.fail(value, payload)
+                            raise value
+                        value = self._deliveries.take(value, payload)
+                    except TooManyErrors:
+                        self._end()
+                        raise
+                    if value is not SKIP:
+                        return value
             finally:
                 self._busy = False
-            if not success:
-                self._counts.errors += 1
-                self._totals.errors += 1
-                try:
-                    raise value
-                finally:
-                    del self, value  # which its traceback would hold
-            size = array_bytes(value)
-            for counts in (self._counts, self._totals):
-                counts.elements += 1
-                counts.bytes += size
-            return value
+                del self, value  # which a traceback would hold
 
-    def _next_outcome(self) -> tuple[bool, Any]:
+    def _next_outcome(self) -> tuple[int, bool, Any]:
         shared = self._shared
         if not self._crew.is_of_this_process:
             raise StookError(_FORKED)
@@ -210,28 +222,77 @@ class ThreadIterator(LoaderIterator):
             self._deal()
             with shared.changed:
                 if self._closed:
-                    raise StookError(_CLOSED)
+                    raise StookError(CLOSED)
+                if self._over:
+                    raise StopIteration
                 number = self._next_number()
                 if number is not None:
                     # First, so that Ctrl-C in between does not leave the next call waiting for it.
                     self._advance(number)
-                    return shared.done.pop(number)
+                    return (number, *shared.done.pop(number))
                 if self._lowest == self._dealt and self._jobs is None:
                     shared.over = True
                     error, self._source_error = self._source_error, None
                     raise StopIteration if error is None else error
                 if self._draws is None:
-                    shared.changed.wait(LONGEST_SLEEP)
+                    self._sleep()
                     continue
             self._wait_and_look(self._draws)
+
+    def _end(self) -> None:
+        """The pass is over before its time."""
+        with self._shared.changed:
+            self._jobs = None
+            self._over = self._shared.over = True
+            self._shared.done.clear()
+            self._jobs_out.clear()
 
     def _wait_and_look(self, draws: GlobalDraws) -> None:
         shared = self._shared
         draws.wait_begins()
         with shared.changed:
             while not self._closed and self._next_number() is None:
-                shared.changed.wait(LONGEST_SLEEP)
+                self._sleep()
         draws.wait_ends()
+
+    def _sleep(self) -> None:
+        """Under the pass's lock: waits until there may be something new, and sees what is late."""
+        shared = self._shared
+        timeout = shared.policy.timeout
+        if timeout is None:
+            shared.changed.wait(LONGEST_SLEEP)
+            return
+        now = time.monotonic()
+        wake = now + min(LONGEST_SLEEP, timeout)
+        for number, job in list(self._jobs_out.items()):
+            began = job.began[0]
+            if began is None or number in shared.done:
+                continue
+            item, since = began
+            if since + timeout > now:
+                wake = min(wake, since + timeout)
+            else:
+                self._give_up(number, job, item, timeout)
+        if self._next_number() is None:
+            shared.changed.wait(max(0.0, wake - now))
+
+    def _give_up(self, number: int, job: _Job, item: int, timeout: float) -> None:
+        """Leaves a thread to itself; the rest of the job is another one's, or there is none."""
+        shared = self._shared
+        job.given_up = True
+        self._crew.replace_one()
+        if shared.policy.takes_losses:
+            again = _Job(job.epoch, job.position, job.payload)
+            again.losses = (*job.losses, (item, None, 0, 0, 1, True, False))
+            self._jobs_out[number] = again
+            self._crew.jobs.put(partial(_make, shared, number, again))
+            return
+        payload = job.payload
+        index = payload[item] if isinstance(payload, tuple) and item < len(payload) else payload
+        error = ElementTimeout(
+            job.position, timeout, None, index if isinstance(index, int) else None
+        )
+        shared.done[number] = False, error
 
     def _next_number(self) -> int | None:
         """The number of the element to deliver, if it is there."""
@@ -262,7 +323,9 @@ class ThreadIterator(LoaderIterator):
                 self._jobs = None
                 self._source_error = error
                 return
-            self._crew.jobs.put(partial(_make, self._shared, self._dealt, *job))
+            dealt = _Job(*job)
+            self._jobs_out[self._dealt] = dealt
+            self._crew.jobs.put(partial(_make, self._shared, self._dealt, dealt))
             self._dealt += 1
 
     def close(self) -> None:
@@ -275,7 +338,8 @@ class ThreadIterator(LoaderIterator):
             if not shared.over:
                 shared.over = self._closed = True
                 shared.done.clear()
+                self._jobs_out.clear()
                 shared.changed.notify_all()
 
     def stats(self) -> LoaderStats:
-        return self._counts.stats()
+        return self._deliveries.stats()

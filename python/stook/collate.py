@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ._core import SharedMemoryArray
+from ._element_errors import SKIP
 
 __all__ = ["Assembler", "assemble"]
 
@@ -41,8 +42,13 @@ class Assembler:
     types. Dataclasses are made without calling `__init__` or `__post_init__`, whose checks are
     meant for one item.
 
+    `stook.SKIP` in place of an item makes the batch shorter by one; a batch of nothing else is
+    `stook.SKIP` itself.
+
     Args:
       indices: What messages call the items by, one for each item that will come.
+      capacity: Items there is room for, where that is not the number of `indices`, which may then
+        grow as items come.
 
     Example:
       >>> batch = Assembler([4, 7])
@@ -53,12 +59,19 @@ class Assembler:
       ((2, 2, 2), array([3, 5]), ['a', 'b'])
     """
 
-    __slots__ = ("_added", "_indices", "_root")
+    __slots__ = ("_added", "_capacity", "_first", "_indices", "_root", "_skipped")
 
-    def __init__(self, indices: Sequence[int]) -> None:
+    def __init__(self, indices: Sequence[int], capacity: int | None = None) -> None:
         self._indices = indices
+        self._capacity = len(indices) if capacity is None else capacity
         self._root: _Node | None = None
         self._added = 0
+        self._skipped = 0
+        self._first = 0  # number of the first item, those skipped before it included
+
+    def __len__(self) -> int:
+        """Items it holds."""
+        return self._added
 
     def add(self, item: Any) -> None:
         """Takes the next item.
@@ -67,14 +80,20 @@ class Assembler:
           ValueError: It differs from the first in form, dtype or shape, or holds an integer that
             int64 cannot. The message names the leaf, the item, and both values.
         """
+        if item is SKIP:
+            self._skipped += 1
+            return
         position = self._added
         try:
             if self._root is None:
-                self._root = _node_for(item, len(self._indices))
+                self._root = _node_for(item, self._capacity)
+                self._first = self._skipped
             self._root.put(position, item)
         except _MismatchError as mismatch:
+            if position == 0:
+                self._root = None  # it has the form of this item, which is not in the batch
             # Not chained: the mismatch is how the message was found, not what went wrong before.
-            raise ValueError(self._describe(mismatch, position)) from None
+            raise ValueError(self._describe(mismatch)) from None
         self._added = position + 1
 
     def finish(self) -> Any:
@@ -84,22 +103,29 @@ class Assembler:
           ValueError: Fewer items came than were announced.
         """
         root = self._root
-        if root is None or self._added != len(self._indices):
+        added = self._added
+        if (root is None and not self._skipped) or added + self._skipped != len(self._indices):
             raise ValueError(
-                f"a batch of {len(self._indices)} items was announced, {self._added} came"
+                f"a batch of {len(self._indices)} items was announced, {added + self._skipped} came"
             )
         self._root = None
+        if root is None:
+            return SKIP
+        if added < self._capacity:
+            root.shorten(added)
         return root.take()
 
-    def _describe(self, mismatch: _MismatchError, position: int) -> str:
+    def _describe(self, mismatch: _MismatchError) -> str:
+        number = self._added + self._skipped
         leaf = "".join(reversed(mismatch.path))
         where = f"leaf item{leaf}" if leaf else "the item itself"
         text = (
-            f"cannot assemble a batch: {where} is {mismatch.found} in item {position}"
-            f" (index {self._indices[position]})"
+            f"cannot assemble a batch: {where} is {mismatch.found} in item {number}"
+            f" (index {self._indices[number]})"
         )
         if mismatch.expected:
-            text += f", but {mismatch.expected} in item 0 (index {self._indices[0]})"
+            first = self._first
+            text += f", but {mismatch.expected} in item {first} (index {self._indices[first]})"
         return f"{text}; {mismatch.hint}"
 
 
@@ -143,6 +169,10 @@ class _Node(ABC):
         """Stores the value of the item at `position`, or raises `_MismatchError`."""
 
     @abstractmethod
+    def shorten(self, count: int) -> None:
+        """Keeps the first `count` items alone, in memory that has no room for more."""
+
+    @abstractmethod
     def take(self) -> Any:
         """Returns what was assembled; the caller then drops this node, which still holds it."""
 
@@ -175,6 +205,9 @@ class _ArrayNode(_Node):
         except OverflowError:
             raise _MismatchError(f"the integer {value}", "", _INT64) from None
 
+    def shorten(self, count: int) -> None:
+        self._out = self._out[:count].copy()
+
     def take(self) -> Any:
         return self._out
 
@@ -204,6 +237,9 @@ class _TensorNode(_Node):
             raise _MismatchError(_described(value), self._described(), _SAME_SHAPE)
         self._out[position].copy_(value.detach())
 
+    def shorten(self, count: int) -> None:
+        self._out = self._out[:count].clone()
+
     def take(self) -> Any:
         return self._out
 
@@ -222,7 +258,12 @@ class _ListNode(_Node):
     def put(self, position: int, value: Any) -> None:
         if _kind(value) != "value":
             raise _MismatchError(_described(value), _described(self._values[0]), _SAME_FORM)
+        if len(self._values) > position:  # of an item that did not fit in another leaf
+            del self._values[position:]
         self._values.append(value)
+
+    def shorten(self, count: int) -> None:
+        del self._values[count:]
 
     def take(self) -> Any:
         return self._values
@@ -252,6 +293,10 @@ class _DictNode(_Node):
             except _MismatchError as mismatch:
                 mismatch.path.append(f"[{key!r}]")
                 raise
+
+    def shorten(self, count: int) -> None:
+        for child in self._children.values():
+            child.shorten(count)
 
     def take(self) -> Any:
         taken: dict[Any, Any]
@@ -287,6 +332,10 @@ class _SequenceNode(_Node):
             mismatch.path.append(f"[{place}]")
             raise
 
+    def shorten(self, count: int) -> None:
+        for child in self._children:
+            child.shorten(count)
+
     def take(self) -> Any:
         taken = [child.take() for child in self._children]
         if self._type is list:
@@ -314,6 +363,10 @@ class _DataclassNode(_Node):
             except _MismatchError as mismatch:
                 mismatch.path.append(f".{name}")
                 raise
+
+    def shorten(self, count: int) -> None:
+        for _, child in self._children:
+            child.shorten(count)
 
     def take(self) -> Any:
         taken = object.__new__(self._type)

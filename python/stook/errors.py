@@ -255,6 +255,19 @@ class PoolBroken(StookError):  # noqa: N818 (as BrokenProcessPool)
     """The worker processes cannot go on, for instance because the server they come from died."""
 
 
+def death_detail(pid: int, attempts: int, out_of_memory: bool) -> str:
+    """The `detail` of a `WorkerDied` of an element."""
+    detail = f"its process id was {pid}"
+    if attempts > 1:
+        detail += f"; {attempts} workers died of this element"
+    if out_of_memory:
+        detail += (
+            "; the kernel's out-of-memory killer was at work meanwhile: use fewer workers,"
+            " smaller batches or a lower memory_limit"
+        )
+    return detail
+
+
 # What Python takes for a message to the loop or to the program when it leaves `next()`.
 _CONTROL_FLOW = (StopIteration, StopAsyncIteration, GeneratorExit, SystemExit, KeyboardInterrupt)
 

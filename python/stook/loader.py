@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+from ._element_errors import Policy
 from ._elsewhere import StaysHere
 from ._inline import InlinePool
 from ._iterator import LoaderIterator
@@ -15,7 +17,7 @@ from ._locks import renew_lock_in_child
 from ._progress import ProgressIterator, import_tqdm
 from ._source import is_iterator, random_access_length
 from ._task import LoaderTask
-from .errors import StookError
+from .errors import ElementError, StookError
 from .options import (
     MultiprocessingOptions,
     MultithreadingOptions,
@@ -69,8 +71,17 @@ class DataLoader(StaysHere):
         `None`: a different order each time, and the generators are left alone.
       num_epochs: Epochs in one pass; `None`: without end.
       ordered: `False` hands elements out as they finish.
-      on_error: `"raise"`: what user code raises is raised by `next()`; the iterator goes on working
-        and then gives the next element.
+      on_error: What becomes of an item that fails: in the source, in `transform`, by its worker's
+        death or by `timeout`. `"raise"`: `next()` raises what user code raised; the iterator goes
+        on working and then gives the next element. `"skip"`: the item is left out; of a batch, it
+        alone. A callable: it is called, where the item was made, with an `ElementError` whose
+        `__cause__` is what was raised, and returns what takes the item's place, or `stook.SKIP`.
+        If collating fails, the whole batch is what failed. `stats().errors` counts.
+      retries: How often an item that raised is tried again before that, with the same draws.
+      max_errors: How many items of a pass may fail, or (a float below 1) which share of them, from
+        the 100th item on; then `next()` raises `TooManyErrors`, and the pass is over.
+      fill_batches: Let batches take more items in place of those left out, so that only an epoch's
+        last one can be shorter. Needs `batch_size`, a source that can be indexed, `ordered=True`.
       progress: Show a tqdm bar: elements, MB/s, share of the time spent waiting for elements.
 
     Raises:
@@ -103,7 +114,10 @@ class DataLoader(StaysHere):
         seed: int | None = 0,
         num_epochs: int | None = 1,
         ordered: bool = True,
-        on_error: str = "raise",
+        on_error: str | Callable[[ElementError], Any] = "raise",
+        retries: int = 0,
+        max_errors: float | None = None,
+        fill_batches: bool = False,
         progress: bool = False,
     ) -> None:
         self._closed = True  # until it is whole: __repr__ and close() of a half-made one
@@ -140,8 +154,12 @@ class DataLoader(StaysHere):
             None if num_epochs is None else check_int(_OWNER, "num_epochs", num_epochs, 1)
         )
         self._ordered = check_bool(_OWNER, "ordered", ordered)
-        if on_error != "raise":
-            raise ValueError(f"{_OWNER}: on_error must be 'raise', got {_shown(on_error)}")
+        self._on_error = _check_on_error(on_error)
+        self._retries = check_int(_OWNER, "retries", retries, 0)
+        self._max_errors = _check_max_errors(max_errors)
+        self._fill_batches = check_bool(_OWNER, "fill_batches", fill_batches)
+        if self._fill_batches:
+            raise ValueError(f"{_OWNER}: fill_batches is not there yet")
         self._bar_class = import_tqdm() if check_bool(_OWNER, "progress", progress) else None
 
         self._next_epoch = 0
@@ -190,6 +208,7 @@ class DataLoader(StaysHere):
             self._batch_size,
             self._collate,
             self._seed,
+            Policy(self._on_error, self._retries, self._options.timeout),
         )
 
     def update(self, source: Any) -> None:
@@ -226,7 +245,9 @@ class DataLoader(StaysHere):
             pool = self._ready_pool()
             before = pool.stats()
             jobs = self._dealing.begin(Place(self._next_epoch), self._num_epochs)
-            iterator: LoaderIterator = pool.iterate(jobs.deal(), ordered=self._ordered)
+            iterator: LoaderIterator = pool.iterate(
+                jobs.deal(), ordered=self._ordered, max_errors=self._max_errors
+            )
             # `for x in DataLoader(...)` holds the iterator alone, and a dropped loader ends its
             # workers.
             iterator._loader = self  # type: ignore[attr-defined]
@@ -365,6 +386,32 @@ class _Pass:
         self.jobs = jobs
         # Elements and errors that the loader's earlier passes delivered.
         self.delivered_before = delivered_before
+
+
+def _check_on_error(on_error: Any) -> str | Callable[[ElementError], Any]:
+    if callable(on_error) or (isinstance(on_error, str) and on_error in ("raise", "skip")):
+        return on_error  # type: ignore[no-any-return]
+    error = ValueError if isinstance(on_error, str) else TypeError
+    raise error(
+        f"{_OWNER}: on_error must be 'raise', 'skip', or a callable that takes an ElementError and"
+        f" returns a replacement or stook.SKIP, got {_shown(on_error)}"
+    )
+
+
+def _check_max_errors(max_errors: Any) -> float | None:
+    """An `int` is a number of items, a `float` a share of them."""
+    if max_errors is None:
+        return None
+    if type(max_errors).__name__ not in ("bool", "bool_"):
+        if isinstance(max_errors, numbers.Integral) and int(max_errors) >= 0:
+            return int(max_errors)
+        if isinstance(max_errors, numbers.Real) and 0 < float(max_errors) < 1:
+            return float(max_errors)
+    error = ValueError if isinstance(max_errors, (int, float)) else TypeError
+    raise error(
+        f"{_OWNER}: max_errors must be None, an int of at least 0 (so many items may fail), or a"
+        f" float above 0 and below 1 (such a share of them may), got {_shown(max_errors)}"
+    )
 
 
 def _check_transform(transform: Any) -> tuple[Callable[[Any], Any], ...]:
