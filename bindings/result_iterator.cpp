@@ -19,6 +19,9 @@ namespace {
 
 using workers::Manager;
 
+// Of jobs with nothing to deliver, one after another, without letting other threads run.
+constexpr unsigned kSkipsPerTurn = 64;
+
 ResultIterator* as_iterator(PyObject* self) { return reinterpret_cast<ResultIterator*>(self); }
 
 // ------------------------------------------------------------------ results
@@ -32,18 +35,23 @@ void take(ResultIterator* self, TakenOutcome& taken) {
   taken.copy_out = !taken.blocks.empty() && manager.should_copy_out(taken.outcome);
 }
 
-// The element, or nullptr with its error set.
+void count_errors(ResultIterator* self, std::uint64_t errors) {
+  self->errors += errors;
+  self->pool->errors += errors;
+}
+
+// The element, or nullptr: with its error set, or without one if the job was skipped.
 PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
   const workers::Outcome& outcome = taken.outcome;
   WorkerPool& pool = *self->pool;
+  if (outcome.failed != 0) count_errors(self, outcome.failed);
   if (outcome.kind == workers::OutcomeKind::kElement) {
     PyObject* element =
         pool.decoder.decode_leased(taken.payload, taken.blocks, outcome.arena, taken.copy_out);
     pool.held.release(outcome.job);
     self->deliveries->add(outcome.job - self->first_job);
     if (element == nullptr) {
-      ++self->errors;
-      ++pool.errors;
+      count_errors(self, 1);
       return nullptr;
     }
     const std::uint64_t copied = outcome.copied + (taken.copy_out ? outcome.moved : 0);
@@ -66,8 +74,8 @@ PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
     pool.held.release(outcome.job);
     self->deliveries->add(outcome.job - self->first_job);
   }
-  ++self->errors;
-  ++pool.errors;
+  if (outcome.kind == workers::OutcomeKind::kSkipped) return nullptr;
+  count_errors(self, 1);
   OwnedRef error;
   const auto position = static_cast<unsigned long long>(outcome.position);
   if (outcome.kind == workers::OutcomeKind::kWorkerDied) {
@@ -179,6 +187,7 @@ PyObject* iterator_next(PyObject* object) {
   Scratch taken(self);
   bool asked = false;  // for a job from Python
   bool long_wait = false;
+  unsigned skipped = 0;
   for (;;) {
     if (!check_usable(self)) return nullptr;
     Manager::State state = Manager::State::kPending;
@@ -218,7 +227,18 @@ PyObject* iterator_next(PyObject* object) {
       asked = true;
       continue;  // another thread may have taken what was ready
     }
-    if (state == Manager::State::kReady) return deliver(self, *taken);
+    if (state == Manager::State::kReady) {
+      PyObject* element = deliver(self, *taken);
+      if (element != nullptr || PyErr_Occurred() != nullptr || self->finished) return element;
+      // A pass may have nothing but skipped jobs, for as long as it likes.
+      if (PyErr_CheckSignals() != 0) return nullptr;
+      if (++skipped % kSkipsPerTurn == 0) {
+        const WithoutGil others_turn;
+      }
+      asked = false;
+      long_wait = false;
+      continue;
+    }
     if (state == Manager::State::kIdle && self->jobs_done) {
       self->finished = true;
       // Log records that came with the last elements.

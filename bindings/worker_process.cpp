@@ -45,6 +45,8 @@ struct WorkerFunctions {
   PyObject* run_finalizers;    // ()
   PyObject* retire;            // (): never returns
   PyObject* end_forked_child;  // (exception or None): never returns
+  PyObject* report_type;       // stook._element_errors.Report
+  PyObject* skip;              // stook.SKIP
 };
 
 class ArenaBlocks : public BlockSource {
@@ -144,11 +146,20 @@ class PythonRunner : public workers::JobRunner {
       return publish_error(worker, job.number, workers::ResultKind::kError,
                            encode_exception(functions_));
     }
+    Remarks remarks;
+    if (is_remark(result.get()) && has_task(job.kind)) {
+      remarks = take_out_element(result);
+      if (!result || result.get() == functions_.skip) {
+        if (result) return publish_skip(job.number, remarks, worker);
+        return publish_error(worker, job.number, workers::ResultKind::kError,
+                             encode_exception(functions_));
+      }
+    }
     switch (encoder_.encode(result.get(), true)) {
       case EncodeResult::kDone:
         encoder_.let_go_of(result);
         if (worker.in_forked_child()) end_forked_child(functions_, std::move(result));
-        if (publish(job, worker)) return;
+        if (publish(job, remarks, worker)) return;
         for (const workers::BlockRef& block : encoder_.made_blocks()) blocks_.discard(block);
         set_exhausted(encoder_.payload().size(), worker);
         break;
@@ -160,6 +171,52 @@ class PythonRunner : public workers::JobRunner {
     }
     result.reset();
     publish_error(worker, job.number, workers::ResultKind::kError, encode_exception(functions_));
+  }
+
+  // What a task said of its element besides the element.
+  struct Remarks {
+    std::uint32_t failed = 0;
+    std::uint32_t consumed = 0;
+  };
+
+  bool is_remark(PyObject* result) const {
+    return reinterpret_cast<PyObject*>(Py_TYPE(result)) == functions_.report_type ||
+           result == functions_.skip;
+  }
+
+  // Leaves the element of a report in `result`, and nothing else holds it on the report's account;
+  // or nothing, with an error set.
+  Remarks take_out_element(OwnedRef& result) const {
+    Remarks remarks;
+    if (result.get() == functions_.skip) return remarks;
+    const OwnedRef report = std::move(result);
+    result.reset(PyObject_GetAttrString(report.get(), "element"));
+    const OwnedRef failed(PyObject_GetAttrString(report.get(), "failed"));
+    const OwnedRef consumed(PyObject_GetAttrString(report.get(), "consumed"));
+    const auto count = [](PyObject* value) {
+      const unsigned long number = PyLong_AsUnsignedLong(value);
+      if (number > UINT32_MAX && PyErr_Occurred() == nullptr) {
+        PyErr_SetString(PyExc_OverflowError, "a count of items of an element beyond 2**32");
+      }
+      return static_cast<std::uint32_t>(number);
+    };
+    if (result && failed && consumed) {
+      remarks.failed = count(failed.get());
+      if (consumed.get() != Py_None && PyErr_Occurred() == nullptr) {
+        remarks.consumed = count(consumed.get());
+      }
+    }
+    if (PyErr_Occurred() != nullptr) result.reset();
+    return remarks;
+  }
+
+  static void publish_skip(std::uint64_t job, const Remarks& remarks, workers::Worker& worker) {
+    workers::ResultDraft draft;
+    draft.job = job;
+    draft.kind = workers::ResultKind::kSkipped;
+    draft.failed = remarks.failed;
+    draft.consumed = remarks.consumed;
+    worker.publish(draft);  // it needs no memory
   }
 
   // From the call of an item to its encoding in one function, as for one: what is to be moved then
@@ -292,7 +349,7 @@ class PythonRunner : public workers::JobRunner {
     return indices.release();
   }
 
-  bool publish(const workers::Job& job, workers::Worker& worker) {
+  bool publish(const workers::Job& job, const Remarks& remarks, workers::Worker& worker) {
     workers::ResultDraft draft;
     draft.job = job.number;
     draft.kind = workers::ResultKind::kElement;
@@ -303,6 +360,8 @@ class PythonRunner : public workers::JobRunner {
     draft.moved = encoder_.moved();
     draft.copied = encoder_.copied();
     draft.segments = encoder_.transferred();
+    draft.failed = remarks.failed;
+    draft.consumed = remarks.consumed;
     const bool published = worker.publish(draft);
     SentSegments sent = encoder_.take_sent();
     finish(job, sent, published);
@@ -393,7 +452,8 @@ void serve(int socket, int parent, std::uint64_t min_shared_bytes, std::uint64_t
       get("set_up"),         get("encode_error"),  get("exhausted_error"),
       get("pickle_objects"), get("pickle_dtype"),  get("unpickle_objects"),
       get("unpickle_dtype"), get("load_function"), get("undecodable_arguments"),
-      get("run_finalizers"), get("retire"),        get("end_forked_child")};
+      get("run_finalizers"), get("retire"),        get("end_forked_child"),
+      get("report_type"),    get("skip")};
   PythonHost host(table, min_shared_bytes, most_jobs);
   workers::serve_forks(socket, parent, host);
 }

@@ -57,6 +57,7 @@ enum class OutcomeKind {
   kElement,
   kError,         // user code raised
   kWorkerDied,    // the worker died while it ran the job
+  kSkipped,       // there is nothing to deliver
   kStartupError,  // a worker could not be set up; nothing else will come
 };
 
@@ -75,6 +76,8 @@ struct Outcome {
   std::uint32_t moved = 0;
   std::uint32_t copied = 0;
   std::uint32_t segments = 0;  // SegmentNames at the end of the payload
+  std::uint32_t failed = 0;    // of the job's items: left out or replaced
+  std::uint32_t consumed = 0;  // items it took, where that is not what it was dealt; or 0
   // kWorkerDied:
   pid_t pid = 0;
   int status = 0;  // as waitpid gives it

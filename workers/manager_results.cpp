@@ -21,6 +21,17 @@ std::span<const BlockRef> block_refs(const std::byte* bytes, std::uint32_t count
   return {reinterpret_cast<const BlockRef*>(bytes), count};
 }
 
+OutcomeKind outcome_kind(ResultKind kind) {
+  switch (kind) {
+    case ResultKind::kError:
+      return OutcomeKind::kError;
+    case ResultKind::kSkipped:
+      return OutcomeKind::kSkipped;
+    default:
+      return OutcomeKind::kElement;
+  }
+}
+
 // Of an element that nobody takes: the segments that go with it.
 void unlink_segments(std::span<const std::byte> payload, std::uint32_t count) {
   const std::uint64_t bytes = count * std::uint64_t{sizeof(SegmentName)};
@@ -135,7 +146,7 @@ void Manager::receive(std::uint32_t index, const ResultSlot& shared) {
     return;
   }
   Outcome outcome;
-  outcome.kind = slot.kind == ResultKind::kError ? OutcomeKind::kError : OutcomeKind::kElement;
+  outcome.kind = outcome_kind(slot.kind);
   outcome.worker = index;
   outcome.arena = worker.arena;
   outcome.blocks = blocks;
@@ -145,6 +156,8 @@ void Manager::receive(std::uint32_t index, const ResultSlot& shared) {
   outcome.moved = slot.moved;
   outcome.copied = slot.copied;
   outcome.segments = slot.segments;
+  outcome.failed = slot.failed;
+  outcome.consumed = slot.consumed;
   finish(job_record, outcome);
 }
 

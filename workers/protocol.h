@@ -53,12 +53,13 @@ static_assert(sizeof(JobSlot) == 64 + kJobInlineBytes && std::is_standard_layout
 // ---------------------------------------------------------------- results: worker -> parent
 
 inline constexpr std::uint64_t kResultSlotBytes = 1024;
-inline constexpr std::uint64_t kResultInlineBytes = kResultSlotBytes - 56;
+inline constexpr std::uint64_t kResultInlineBytes = kResultSlotBytes - 64;
 
 enum class ResultKind : std::uint32_t {
   kElement = 0,
   kError = 1,         // user code raised: the payload says what
   kStartupError = 2,  // the worker could not be set up: the payload says why; it belongs to no job
+  kSkipped = 3,       // there is nothing to deliver; no payload
 };
 
 // The job of a result that belongs to none: kStartupError.
@@ -84,6 +85,8 @@ struct ResultSlot {
   std::uint32_t moved;        // leaves handed over without a copy
   std::uint32_t copied;       // leaves copied once
   std::uint32_t segments;     // SegmentNames at the end of the payload
+  std::uint32_t failed;       // items that failed, and were left out or replaced
+  std::uint32_t consumed;     // items that the job took, where that is not what it was dealt; or 0
   std::byte bytes[kResultInlineBytes];
 };
 static_assert(sizeof(ResultSlot) == kResultSlotBytes);

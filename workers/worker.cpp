@@ -190,6 +190,8 @@ bool Worker::publish(const ResultDraft& draft) {
   slot->moved = draft.moved;
   slot->copied = draft.copied;
   slot->segments = draft.segments;
+  slot->failed = draft.failed;
+  slot->consumed = draft.consumed;
   std::uint64_t handed = envelope_block.bytes;
   for (const BlockRef& block : draft.moved_blocks) {
     std::memcpy(bytes, &block, sizeof block);

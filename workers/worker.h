@@ -51,6 +51,8 @@ struct ResultDraft {
   std::uint32_t moved = 0;
   std::uint32_t copied = 0;
   std::uint32_t segments = 0;  // SegmentNames at the end of the payload
+  std::uint32_t failed = 0;    // as in ResultSlot
+  std::uint32_t consumed = 0;
 };
 
 class Worker;

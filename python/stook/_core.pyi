@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer, Self, disjoint_base
 
+from ._element_errors import Report, Skip
 from .shared_memory_array import SharedMemoryArrayMetadata
 
 __version__: str
@@ -259,6 +260,10 @@ class _WorkerFunctions(Protocol):
     def undecodable_arguments(self, error: BaseException, /) -> BaseException: ...
     def run_finalizers(self) -> None: ...
     def retire(self) -> NoReturn: ...
+    @property
+    def report_type(self) -> type[Report]: ...
+    @property
+    def skip(self) -> Skip: ...
 
 def serve(
     socket: _Int,

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ._element_errors import SKIP, Report
 from ._error_payload import encode_error, mark_undecodable
 from ._log_channel import send_records_to
 from ._pickling import pickle_dtype, pickle_results, unpickle_dtype, unpickle_objects
@@ -110,6 +111,8 @@ class WorkerFunctions:
     undecodable_arguments = staticmethod(undecodable_arguments)
     run_finalizers = staticmethod(run_finalizers)
     retire = staticmethod(retire)
+    report_type = Report
+    skip = SKIP
 
     def __init__(
         self,

@@ -79,6 +79,36 @@ TEST_P(Delivery, ErrorsComeInTheirPlaces) {
   EXPECT_EQ(errors.size() + elements, 200U);
 }
 
+TEST_P(Delivery, SkipsComeInTheirPlaces) {
+  Pool pool(options());
+  std::uint64_t next = 0;
+  std::set<std::uint64_t> skipped;
+  pool.run(
+      0, 200, GetParam().ordered,
+      [](std::uint64_t position) {
+        Order order;
+        if (position % 7 == 3) order.act = Act::kSkip;
+        return order;
+      },
+      [&](const Element& element) {
+        if (GetParam().ordered) {
+          EXPECT_EQ(element.position(), next++);
+        }
+        const workers::Outcome& outcome = element.outcome();
+        if (element.position() % 7 != 3) {
+          EXPECT_EQ(element.fault(), "");
+          EXPECT_EQ(outcome.failed, 0U);
+          EXPECT_EQ(outcome.consumed, 0U);
+          return;
+        }
+        EXPECT_EQ(element.kind(), OutcomeKind::kSkipped);
+        EXPECT_EQ(outcome.failed, element.position());
+        EXPECT_EQ(outcome.consumed, element.position() + 1);
+        skipped.insert(element.position());
+      });
+  EXPECT_EQ(skipped.size(), 29U);
+}
+
 INSTANTIATE_TEST_SUITE_P(Workers, Delivery,
                          ::testing::Values(Setting{1, 0, true}, Setting{1, 8, false},
                                            Setting{2, 1, true}, Setting{2, 64, true},

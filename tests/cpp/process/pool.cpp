@@ -73,6 +73,8 @@ class Runner : public workers::JobRunner {
         return make_envelope(job, worker, order);
       case Act::kRaise:
         return raise_error(job, worker);
+      case Act::kSkip:
+        return skip(job, worker);
       case Act::kDie:
         ::kill(::getpid(), SIGKILL);
         break;
@@ -155,10 +157,21 @@ class Runner : public workers::JobRunner {
     if (!worker.publish(draft)) publish_error(draft, worker, "no room for the envelope");
   }
 
-  static void publish_error(workers::ResultDraft draft, workers::Worker& worker,
+  static void publish_error(const workers::ResultDraft& draft, workers::Worker& worker,
                             const std::string& text) {
-    draft = {draft.job, workers::ResultKind::kError, {}, {}, std::as_bytes(std::span(text)), 0, 0,
-             0};
+    workers::ResultDraft error;
+    error.job = draft.job;
+    error.kind = workers::ResultKind::kError;
+    error.payload = std::as_bytes(std::span(text));
+    worker.publish(error);
+  }
+
+  static void skip(const workers::Job& job, workers::Worker& worker) {
+    workers::ResultDraft draft;
+    draft.job = job.number;
+    draft.kind = workers::ResultKind::kSkipped;
+    draft.failed = static_cast<std::uint32_t>(job.position);
+    draft.consumed = static_cast<std::uint32_t>(job.position + 1);
     worker.publish(draft);
   }
 

@@ -26,6 +26,7 @@ enum class Act : std::uint32_t {
   kMakeCopied,        // an array, copied into a block made for the element
   kMakeEnvelope,      // `bytes` of envelope, no array
   kRaise,             // an error
+  kSkip,              // nothing to deliver
   kDie,               // killed before anything is allocated
   kDieWithArray,      // killed with the array written, nothing published
   kDieOnce,           // as kDieWithArray, but only in a worker's first incarnation
