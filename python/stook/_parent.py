@@ -63,7 +63,7 @@ class ParentFunctions:
         detail = death_detail(pid, attempts, out_of_memory)
         return WorkerDied(worker, os.waitstatus_to_exitcode(status), position, detail)
 
-    def element_timeout(self, position: int, seconds: float, worker: int) -> ElementTimeout:
+    def timed_out(self, worker: int, position: int, seconds: float) -> ElementTimeout:
         return ElementTimeout(position, seconds, worker)
 
     def too_many_errors(

@@ -177,8 +177,8 @@ class ProcessPool:
     def _function_digest(self) -> bytes:
         functions = [
             function
-            for function in (*self._task.transforms, self._task.collate)
-            if function is not None and not crosses_by_name(function)
+            for function in (*self._task.transforms, self._task.collate, self._task.policy.on_error)
+            if callable(function) and not crosses_by_name(function)
         ]
         if not functions:
             return b""
@@ -191,6 +191,7 @@ class ProcessPool:
                 "source": self._task.source,
                 "transform": self._task.transforms,
                 "collate": self._task.collate,
+                "on_error": self._task.policy.on_error,
                 "worker_init_fn": self._options.worker_init_fn,
             },
             self._task,

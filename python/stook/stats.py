@@ -53,7 +53,8 @@ class LoaderStats:
       copied: Arrays that were copied once into shared memory, because something else held them, or
         out of it, because the consumer holds more than `memory_limit`.
       restarts: Workers that were started in place of dead ones.
-      errors: Elements whose exception was raised instead.
+      errors: What failed: elements whose exception was raised instead, and items that were left
+        out or replaced, of a batch each by itself.
       bytes_live: Bytes of shared memory that delivered arrays hold at this moment; without the
         segments of `SharedMemoryArray`s, which are memory of their own.
       workers: Where the memory of each worker is at this moment; empty with `num_workers=0` and
