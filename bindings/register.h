@@ -6,6 +6,7 @@
 
 namespace stook::bindings {
 
+void register_begin_item(pybind11::module_& module);
 void register_errors(pybind11::module_& module);
 void register_index_plan(pybind11::module_& module);
 void register_jpeg(pybind11::module_& module);

@@ -4,6 +4,7 @@
 // sleep without the GIL if not, decode. No Python code runs while the manager's mutex is held.
 #include "bindings/result_iterator.h"
 
+#include <chrono>
 #include <csignal>
 #include <memory>
 #include <new>
@@ -82,6 +83,10 @@ PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
     error.reset(PyObject_CallMethod(pool.functions.ptr(), "worker_died", "IiiKIO", outcome.worker,
                                     static_cast<int>(outcome.pid), outcome.status, position,
                                     outcome.attempts, outcome.out_of_memory ? Py_True : Py_False));
+  } else if (outcome.kind == workers::OutcomeKind::kTimedOut) {
+    const std::chrono::duration<double> allowed = pool.manager.element_timeout();
+    error.reset(PyObject_CallMethod(pool.functions.ptr(), "element_timeout", "KdI", position,
+                                    allowed.count(), outcome.worker));
   } else {
     error.reset(PyObject_CallMethod(
         pool.functions.ptr(), startup ? "startup_error" : "element_error", "y#IK",

@@ -2,6 +2,9 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <chrono>
+
 #include "bindings/register.h"
 #include "shm/memory_limit.h"
 #include "workers/process.h"
@@ -31,6 +34,12 @@ py::list memory(WorkerPool& pool) {
         py::make_tuple(worker.mapped, worker.touched, worker.live, worker.idle, worker.retired));
   }
   return figures;
+}
+
+// A time-out in seconds: at least one nanosecond, at most some thirty years.
+std::chrono::nanoseconds nanoseconds_of(double seconds) {
+  return std::chrono::nanoseconds(
+      std::max<std::int64_t>(1, static_cast<std::int64_t>(std::clamp(seconds, 0.0, 1e9) * 1e9)));
 }
 
 py::list held_bytes(const workers::LeaseLedger& ledger) {
@@ -77,6 +86,7 @@ void register_worker_pool(py::module_& module) {
                        std::uint32_t per_worker_buffer_size, std::uint64_t memory_limit,
                        std::uint64_t min_shared_bytes, bool restart_workers,
                        std::uint32_t max_restarts, bool any_order, bool start_on_demand,
+                       bool report_losses, std::optional<double> element_timeout,
                        py::object functions) {
              workers::ManagerOptions options;
              options.worker_count = num_workers;
@@ -86,13 +96,16 @@ void register_worker_pool(py::module_& module) {
              options.max_restarts = max_restarts;
              options.any_order = any_order;
              options.start_on_demand = start_on_demand;
+             options.report_losses = report_losses;
+             if (element_timeout) options.element_timeout = nanoseconds_of(*element_timeout);
              return std::make_shared<WorkerPool>(options, socket, server, min_shared_bytes,
                                                  std::move(functions));
            }),
            py::kw_only(), py::arg("socket"), py::arg("server"), py::arg("num_workers"),
            py::arg("per_worker_buffer_size"), py::arg("memory_limit"), py::arg("min_shared_bytes"),
            py::arg("restart_workers"), py::arg("max_restarts"), py::arg("any_order"),
-           py::arg("start_on_demand"), py::arg("functions"))
+           py::arg("start_on_demand"), py::arg("report_losses") = false,
+           py::arg("element_timeout") = py::none(), py::arg("functions"))
       .def("close", [](WorkerPool& pool) { pool.close(); })
       .def(
           "watch", [](WorkerPool& pool, int fd) { pool.manager.watch_side_channel(fd); },

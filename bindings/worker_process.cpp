@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/begin_item.h"
 #include "bindings/calls.h"
 #include "bindings/decoder.h"
 #include "bindings/encoder.h"
@@ -316,10 +317,13 @@ class PythonRunner : public workers::JobRunner {
       OwnedRef epoch(PyLong_FromUnsignedLongLong(job.epoch));
       OwnedRef position(PyLong_FromUnsignedLongLong(job.position));
       OwnedRef payload(decode(job, worker));
-      if (epoch && position && payload) {
-        PyObject* arguments[] = {nullptr, epoch.get(), position.get(), payload.get()};
-        result.reset(
-            PyObject_Vectorcall(task_, arguments + 1, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+      OwnedRef losses;
+      if (!job.losses.empty()) losses = losses_of(job);
+      if (epoch && position && payload && PyErr_Occurred() == nullptr) {
+        PyObject* arguments[] = {nullptr, epoch.get(), position.get(), payload.get(), losses.get()};
+        const std::size_t count = losses ? 4 : 3;
+        result.reset(PyObject_Vectorcall(task_, arguments + 1,
+                                         count | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
       }
       // The payload's reference is gone before anything is tested for uniqueness: what user code
       // returns may be what it was given.
@@ -426,6 +430,7 @@ class PythonHost : public workers::ForkHost {
         ::_exit(1);
       }
       install_numpy_allocator(worker->arena(), min_shared_bytes_);
+      tell_items_to(*worker);
       auto* runner = new PythonRunner(*worker, functions_, task, min_shared_bytes_, most_jobs_);
       worker->run(*runner);
     } catch (const py::error_already_set& error) {

@@ -4,6 +4,7 @@
 
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <sys/wait.h>
 
 #include <algorithm>
@@ -49,6 +50,11 @@ Manager::Manager(const ManagerOptions& options, shm::FileDescriptor socket, pid_
                                                            std::to_string(kMaxWorkers) + ", not " +
                                                            std::to_string(options.worker_count));
   }
+  if (options.any_order &&
+      (options.report_losses || options.element_timeout != std::chrono::nanoseconds{0})) {
+    throw shm::Error(shm::ErrorCode::kInvalidArgument,
+                     "jobs without an order have no time-out, and no losses to be told of");
+  }
   if (!epoll_.is_open()) shm::throw_system_error("epoll_create1");
 
   // Twice the window: a job that was given up keeps its slot until its worker took the payload.
@@ -63,6 +69,8 @@ Manager::Manager(const ManagerOptions& options, shm::FileDescriptor socket, pid_
   ControlHeader& header = channel_->control().header();
   header.magic = kControlMagic;
   header.worker_count = options.worker_count;
+  header.element_timeout = static_cast<std::uint64_t>(options.element_timeout.count());
+  header.items_are_told = options.report_losses || header.element_timeout != 0 ? 1 : 0;
   header.job_capacity = capacity;
   header.result_capacity = capacity;
   header.memory_limit = options.memory_limit;
@@ -92,6 +100,13 @@ Manager::Manager(const ManagerOptions& options, shm::FileDescriptor socket, pid_
   event.events = EPOLLIN;
   event.data.u32 = kServerEvent;
   watched = watched && ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, socket_.get(), &event) == 0;
+  if (header.element_timeout != 0) {
+    timer_.reset(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+    event.events = EPOLLIN | EPOLLET;
+    event.data.u32 = kTimerEvent;
+    watched = watched && timer_.is_open() &&
+              ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, timer_.get(), &event) == 0;
+  }
   if (!watched) shm::throw_system_error("epoll_ctl");
 
   const int common[] = {channel_->control_fd(), arguments.get(), bell_.get()};
@@ -188,6 +203,7 @@ std::uint64_t Manager::produce(const JobOrder& order) {
   job.position = order.position;
   job.claimants = order.worker ? bound_to(*order.worker) : kUnclaimed;
   job.attempts = 0;
+  job.losses.clear();
   job.arguments.assign(order.blocks.begin(), order.blocks.end());
 
   slot.epoch = order.epoch;
@@ -198,6 +214,7 @@ std::uint64_t Manager::produce(const JobOrder& order) {
   slot.payload_bytes = refs + order.payload.size();
   std::byte* bytes = slot.payload;
   slot.external_offset = 0;
+  slot.losses_count = 0;
   if (slot.payload_bytes > kJobInlineBytes) {
     const auto block = allocate_arguments(slot.payload_bytes);
     if (!block) {
@@ -270,6 +287,7 @@ void Manager::close() noexcept {
     socket_.reset();
     server_pidfd_.reset();
     epoll_.reset();
+    timer_.reset();
     for (WorkerRecord& worker : workers_) {
       worker.pidfd.reset();
       worker.arena_fd.reset();
@@ -323,6 +341,7 @@ void Manager::close() noexcept {
   socket_.reset();
   server_pidfd_.reset();
   epoll_.reset();
+  timer_.reset();
   bell_.reset();
 }
 

@@ -39,6 +39,13 @@ struct ManagerOptions {
   bool any_order = false;
   // No worker is started but by add_worker().
   bool start_on_demand = false;
+  // A job that was lost for good goes to another worker with what it has cost (Job::losses), for
+  // its runner to leave that item out; it has no outcome kWorkerDied or kTimedOut, unless one item
+  // is lost for the third time. Not with any_order.
+  bool report_losses = false;
+  // A worker that is at one item for longer is killed, and that item is lost for good. Whoever
+  // polls or waits looks. 0: for ever. Not with any_order.
+  std::chrono::nanoseconds element_timeout{0};
 };
 
 // A job as the parent gives it out.
@@ -58,6 +65,7 @@ enum class OutcomeKind {
   kError,         // user code raised
   kWorkerDied,    // the worker died while it ran the job
   kSkipped,       // there is nothing to deliver
+  kTimedOut,      // the worker was killed, because it was at one item for too long
   kStartupError,  // a worker could not be set up; nothing else will come
 };
 
@@ -78,7 +86,7 @@ struct Outcome {
   std::uint32_t segments = 0;  // SegmentNames at the end of the payload
   std::uint32_t failed = 0;    // of the job's items: left out or replaced
   std::uint32_t consumed = 0;  // items it took, where that is not what it was dealt; or 0
-  // kWorkerDied:
+  // kWorkerDied, kTimedOut:
   pid_t pid = 0;
   int status = 0;  // as waitpid gives it
   std::uint32_t attempts = 0;
@@ -194,6 +202,7 @@ class Manager {
   // The same after this is gone.
   std::shared_ptr<LeaseLedger> ledger() const noexcept { return ledger_; }
   std::uint32_t worker_count() const noexcept { return options_.worker_count; }
+  std::chrono::nanoseconds element_timeout() const noexcept { return options_.element_timeout; }
   std::uint64_t window() const noexcept { return window_; }
   std::vector<pid_t> worker_pids() const;
   // Workers that were asked for and have not ended; some may have no process yet.
@@ -209,7 +218,9 @@ class Manager {
     std::uint64_t epoch = 0;
     std::uint64_t position = 0;
     std::uint64_t claimants = kUnclaimed;  // or the worker that it is bound to
-    std::uint32_t attempts = 0;            // workers that died of it
+    std::uint32_t attempts = 0;            // workers that died of it, since the last loss
+    std::vector<Loss> losses;
+    std::uint32_t losses_block = 0;  // of `arguments`, if there are losses
     std::vector<BlockRef> arguments;
     // Once ready:
     Outcome outcome;
@@ -223,6 +234,8 @@ class Manager {
     bool alive = false;
     bool has_published = false;
     bool ended = false;  // and is not replaced
+    // It was killed for the item that it had begun then; 0: it was not.
+    std::uint64_t overdue = 0;
     shm::FileDescriptor pidfd;
     shm::LeasedArena* arena = nullptr;
     shm::FileDescriptor arena_fd;  // asked how much memory the arena costs
@@ -236,7 +249,7 @@ class Manager {
   };
 
   // What an epoll event is about; bits of Waking::events.
-  enum : std::uint32_t { kBellEvent = 1, kServerEvent = 2, kSideEvent = 4 };
+  enum : std::uint32_t { kBellEvent = 1, kServerEvent = 2, kSideEvent = 4, kTimerEvent = 8 };
 
   static bool is_occupied(const JobRecord& job) {
     return job.state == JobState::kUnderWay || job.state == JobState::kReady;
@@ -253,6 +266,10 @@ class Manager {
   void look_for_news();
   void on_exit(std::uint32_t worker, int status);
   void lose_job(std::uint64_t job, std::uint32_t worker, int status);
+  void give_free(JobRecord& record);
+  bool add_loss(JobRecord& record, const Loss& loss);
+  void kill_overdue();
+  void arm_timer();
   void finish(JobRecord& record, Outcome outcome);
   void advance_delivered();
   bool slot_is_free(std::uint64_t job);
@@ -267,7 +284,9 @@ class Manager {
   pid_t server_;
   shm::FileDescriptor server_pidfd_;
   shm::FileDescriptor epoll_;
-  shm::FileDescriptor bell_;  // workers ring it
+  shm::FileDescriptor bell_;   // workers ring it
+  shm::FileDescriptor timer_;  // with a time-out: rings when the next item may be overdue
+  std::uint64_t timer_at_ = 0;
   std::shared_ptr<Channel> channel_;
   std::shared_ptr<LeaseLedger> ledger_;
   shm::ArenaLayout arena_layout_;

@@ -1,10 +1,13 @@
 // Manager: what the fork server tells, and what is done when a worker is dead.
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "shm/error.h"
 #include "shm/memory_limit.h"
@@ -84,6 +87,7 @@ void Manager::on_exit(std::uint32_t index, int status) {
   cell.mapped_bytes.store(0, std::memory_order_relaxed);
   cell.live_bytes.store(0, std::memory_order_relaxed);
   cell.idle_bytes.store(0, std::memory_order_relaxed);
+  const bool was_overdue = worker.overdue != 0;
   for (auto stale = stale_.begin(); stale != stale_.end();) {
     if (stale->second.worker != index) {
       ++stale;
@@ -104,11 +108,14 @@ void Manager::on_exit(std::uint32_t index, int status) {
       lose_job(job.number, index, status);
     }
   }
+  // Its successor has begun nothing.
+  cell.item_begun.store(0, std::memory_order_relaxed);
+  worker.overdue = 0;
   const std::uint64_t progress = cell.progress.load(std::memory_order_relaxed);
   const bool retired = !lost && (progress == kRetired || progress == kDismissed);
   if (options_.any_order && !retired) deaths_.push_back({index, worker.pid, status});
   // A worker that dies again and again before it runs anything would be replaced for ever.
-  if (!lost && !worker.has_published && ++startup_deaths_ > options_.max_restarts) {
+  if (!lost && !was_overdue && !worker.has_published && ++startup_deaths_ > options_.max_restarts) {
     broken_ = "workers end before they run anything (the last one, pid " +
               std::to_string(worker.pid) + ", with wait status " + std::to_string(status) + ")";
     return;
@@ -123,25 +130,89 @@ void Manager::on_exit(std::uint32_t index, int status) {
   ring_for_jobs(true);
 }
 
+void Manager::give_free(JobRecord& job) {
+  unclaim_job(channel_->control().header().jobs, channel_->control().job(job.number), job.number,
+              job.claimants);
+}
+
 void Manager::lose_job(std::uint64_t number, std::uint32_t index, int status) {
   JobRecord& job = record(number);
+  const WorkerRecord& worker = workers_[index];
+  const WorkerCell& cell = channel_->control().cell(index);
+  const bool by_kill = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+  const bool was_overdue = worker.overdue != 0 && by_kill;
+  const bool timed_out =
+      was_overdue && cell.item_begun.load(std::memory_order_relaxed) == worker.overdue;
+  // What was overdue came to its end before the kill came, and this is another item: it has done
+  // nothing.
+  if (was_overdue && !timed_out) return give_free(job);
   ++job.attempts;
-  if (options_.restart_workers && job.attempts <= options_.max_restarts) {
-    unclaim_job(channel_->control().header().jobs, channel_->control().job(number), number,
-                job.claimants);
-    return;
+  if (!timed_out && options_.restart_workers && job.attempts <= options_.max_restarts) {
+    return give_free(job);
+  }
+  const std::uint64_t begun = items_begun(cell.progress.load(std::memory_order_relaxed), number);
+  const bool out_of_memory = by_kill && !timed_out && shm::oom_kill_count() != oom_kills_;
+  if (options_.report_losses) {
+    Loss loss{};
+    loss.item = static_cast<std::uint32_t>(begun == 0 ? 0 : begun - 1);
+    loss.worker = index;
+    loss.pid = worker.pid;
+    loss.status = status;
+    loss.attempts = job.attempts;
+    loss.flags = (timed_out ? Loss::kTimedOut : 0) | (out_of_memory ? Loss::kOutOfMemory : 0);
+    if (add_loss(job, loss)) {
+      job.attempts = 0;
+      return give_free(job);
+    }
   }
   Outcome outcome;
-  outcome.kind = OutcomeKind::kWorkerDied;
+  outcome.kind = timed_out ? OutcomeKind::kTimedOut : OutcomeKind::kWorkerDied;
   outcome.worker = index;
-  outcome.pid = workers_[index].pid;
+  outcome.pid = worker.pid;
   outcome.status = status;
   outcome.attempts = job.attempts;
-  outcome.begun =
-      items_begun(channel_->control().cell(index).progress.load(std::memory_order_relaxed), number);
-  outcome.out_of_memory =
-      WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && shm::oom_kill_count() != oom_kills_;
+  outcome.begun = begun;
+  outcome.out_of_memory = out_of_memory;
   finish(job, outcome);
+}
+
+// False if the job is not to be run again: its runner should have left the item out when it was
+// told of it, and did not the second time either; or there is no room.
+bool Manager::add_loss(JobRecord& job, const Loss& loss) {
+  const auto same_item = [&](const Loss& other) { return other.item == loss.item; };
+  if (std::count_if(job.losses.begin(), job.losses.end(), same_item) > 1) return false;
+  const auto block = allocate_arguments((job.losses.size() + 1) * sizeof(Loss));
+  if (!block) return false;
+  // Nobody reads the list that there was: the job's worker is dead.
+  std::erase_if(job.arguments, [&](const BlockRef& argument) {
+    if (job.losses.empty() || argument.id != job.losses_block) return false;
+    free_arguments({&argument, 1});
+    return true;
+  });
+  job.losses.push_back(loss);
+  job.losses_block = block->ref.id;
+  job.arguments.push_back(block->ref);
+  std::memcpy(block->data, job.losses.data(), job.losses.size() * sizeof(Loss));
+  JobSlot& slot = channel_->control().job(job.number);
+  slot.losses_offset = block->ref.offset;
+  slot.losses_count = static_cast<std::uint32_t>(job.losses.size());
+  return true;
+}
+
+// Kills workers that are at one item for longer than they may. What becomes of the item is decided
+// when their death is heard of: they may come to its end meanwhile.
+void Manager::kill_overdue() {
+  const std::uint64_t now = monotonic_nanoseconds();
+  const auto allowed = static_cast<std::uint64_t>(options_.element_timeout.count());
+  for (std::uint32_t index = 0; index < workers_.size(); ++index) {
+    WorkerRecord& worker = workers_[index];
+    const std::uint64_t begun =
+        channel_->control().cell(index).item_begun.load(std::memory_order_relaxed);
+    if (begun == 0 || now < begun || now - begun <= allowed) continue;
+    if (!worker.alive || worker.overdue != 0 || !worker.pidfd.is_open()) continue;
+    worker.overdue = begun;
+    kill_by_pidfd(worker.pidfd.get(), SIGKILL);
+  }
 }
 
 }  // namespace stook::workers

@@ -56,6 +56,7 @@ Manager::State Manager::poll(bool ordered) {
   // While workers start, elements may come without a sleep that would hear of it.
   if (unannounced_ != 0 && broken_.empty()) handle_messages();
   if (++polls_since_news_ >= kPollsPerNews && broken_.empty()) look_for_news();
+  if (timer_.is_open()) kill_overdue();
   if (awaited_is_ready(ordered) || startup_error_) return State::kReady;
   if (produced_ == delivered_) {
     if (!broken_.empty()) fail_broken(broken_);

@@ -7,6 +7,7 @@
 // each is rung for at once. Neither changes what is delivered, or in which order.
 #include <sys/epoll.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -91,6 +92,7 @@ Manager::WaitEnd Manager::wait(bool ordered, const sigset_t* unblocked) {
 Manager::Sleep Manager::begin_sleep(bool ordered, bool signals_blocked, bool may_coalesce) {
   ControlHeader& header = channel_->control().header();
   ring_for_jobs(true);
+  if (timer_.is_open()) arm_timer();
 
   std::uint64_t ahead = 1;
   if (may_coalesce && coalesce_ && element_us_ < kSleepWorth) {
@@ -155,6 +157,28 @@ Manager::WaitEnd Manager::end_sleep(const Waking& waking) {
   taken_since_wake_ = 0;
   last_wake_ = now;
   return end;
+}
+
+// The timer, and not the sleep's own bound, so that whoever waits for descriptor() wakes too. It is
+// set for the earliest moment at which an item can be overdue. What is begun later is overdue
+// later, so it is set again only after it rang.
+void Manager::arm_timer() {
+  const std::uint64_t now = monotonic_nanoseconds();
+  if (timer_at_ > now) return;
+  const auto allowed = static_cast<std::uint64_t>(options_.element_timeout.count());
+  timer_at_ = now + allowed;
+  for (std::uint32_t index = 0; index < workers_.size(); ++index) {
+    const std::uint64_t begun =
+        channel_->control().cell(index).item_begun.load(std::memory_order_relaxed);
+    if (begun == 0 || workers_[index].overdue != 0) continue;
+    timer_at_ = std::min(timer_at_, std::max(begun + allowed, now + 1));
+  }
+  itimerspec time{};
+  time.it_value.tv_sec = static_cast<time_t>(timer_at_ / 1'000'000'000);
+  time.it_value.tv_nsec = static_cast<long>(timer_at_ % 1'000'000'000);
+  if (::timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &time, nullptr) != 0) {
+    shm::throw_system_error("timerfd_settime");
+  }
 }
 
 void Manager::look_for_news() {

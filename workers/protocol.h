@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <ctime>
 #include <type_traits>
 
 #include "shm/arena.h"
@@ -35,6 +36,21 @@ static_assert(sizeof(BlockRef) == 24 && std::is_trivially_copyable_v<BlockRef>);
 
 inline constexpr std::uint64_t kJobInlineBytes = 1024;
 
+// What an item of a job has cost: the worker that was at it died, or was killed because it took too
+// long. Lies in the arguments' arena; written by the parent before the job is given free again.
+struct Loss {
+  std::uint32_t item;    // the last one that had begun
+  std::uint32_t worker;  // the last one
+  std::int32_t pid;
+  std::int32_t status;     // as waitpid gives it
+  std::uint32_t attempts;  // workers that it has cost
+  std::uint32_t flags;     // kTimedOut, kOutOfMemory
+
+  static constexpr std::uint32_t kTimedOut = 1;
+  static constexpr std::uint32_t kOutOfMemory = 2;  // its killer was at work meanwhile
+};
+static_assert(sizeof(Loss) == 24 && std::is_trivially_copyable_v<Loss>);
+
 // Written by the parent before the job is produced; `claim` alone also by workers.
 struct JobSlot {
   alignas(64) Shared<std::uint64_t> claim;  // see workers/job_ring.h
@@ -45,7 +61,9 @@ struct JobSlot {
   std::uint64_t payload_bytes;  // block refs included
   // 0: the payload is `payload` below. Else it lies at this offset of the arguments' arena.
   std::uint64_t external_offset;
-  std::byte padding[16];
+  std::uint64_t losses_offset;  // of so many Losses, in the arguments' arena
+  std::uint32_t losses_count;
+  std::uint32_t reserved;
   std::byte payload[kJobInlineBytes];
 };
 static_assert(sizeof(JobSlot) == 64 + kJobInlineBytes && std::is_standard_layout_v<JobSlot>);
@@ -120,6 +138,9 @@ struct WorkerCell {
   // How far the worker has come with a job of several items: see progress_word; or kRetired.
   // Written by the worker; read by the parent once it is dead.
   Shared<std::uint64_t> progress;
+  // When the present item was begun (monotonic_nanoseconds); 0: none is. Where elements have a
+  // time-out alone. Written by the worker, before `progress`; read by the parent at any time.
+  Shared<std::uint64_t> item_begun;
   // What the worker's allocator holds: see shm::BlockStats. Written by the worker with each
   // element and while it is idle; by the parent (0) once it is dead. Relaxed, one by one: figures
   // for people, who may see them a moment apart.
@@ -144,7 +165,8 @@ inline constexpr std::uint64_t kDismissed = kRetired - 1;
 struct ControlHeader {
   std::uint64_t magic;
   std::uint32_t worker_count;
-  std::uint32_t reserved;
+  std::uint32_t items_are_told;   // 1: workers tell which item of a job they are at
+  std::uint64_t element_timeout;  // nanoseconds; 0: none, and workers look at no clock
   std::uint64_t job_capacity;     // power of two
   std::uint64_t result_capacity;  // power of two, per worker
   std::uint64_t memory_limit;     // bytes
@@ -167,6 +189,14 @@ struct ControlHeader {
 static_assert(std::is_standard_layout_v<ControlHeader>);
 
 inline constexpr std::uint64_t kControlMagic = 0x31306B6F6F7473ULL;  // "stook01"
+
+// The clock of time-outs, the same in all processes of a machine.
+inline std::uint64_t monotonic_nanoseconds() noexcept {
+  timespec time{};
+  ::clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<std::uint64_t>(time.tv_sec) * 1'000'000'000 +
+         static_cast<std::uint64_t>(time.tv_nsec);
+}
 
 // Control memory: header, worker cells, job slots.
 struct ControlLayout {

@@ -48,6 +48,8 @@ Worker::Worker(WorkerBirth birth, std::chrono::milliseconds idle_pause)
   }
   control_ = Control(control_memory_.data(), {header.worker_count, header.job_capacity});
   birth_.worker_count = header.worker_count;
+  items_are_told_ = header.items_are_told != 0;
+  has_timeout_ = header.element_timeout != 0;
   arguments_ = shm::Mapping(birth_.arguments.get(), header.arguments_bytes, shm::Access::kReadOnly);
   arena_ = std::make_unique<WorkerArena>(std::move(birth_.arena), arena_layout(header));
   auto* slots =
@@ -61,8 +63,21 @@ void Worker::run(JobRunner& runner) {
   for (;;) {
     Job job{};
     take_payload(wait_for_job(runner), job);
+    job_ = job.number;
+    begin_item(0);
     runner.run(job, *this);
+    if (has_timeout_) control_.cell(birth_.index).item_begun.store(0, std::memory_order_relaxed);
   }
+}
+
+void Worker::tell_item(std::uint64_t item) noexcept {
+  WorkerCell& cell = control_.cell(birth_.index);
+  // The time first, which tells one item from another: whoever is killed for the item before, and
+  // between the two stores, is then seen to have come on. Release holds the compiler to it; what a
+  // killed process has stored, the parent sees once the kernel told it of the death.
+  if (has_timeout_) cell.item_begun.store(monotonic_nanoseconds(), std::memory_order_relaxed);
+  cell.progress.store(progress_word(job_, std::min(item + 1, kMostItems)),
+                      std::memory_order_release);
 }
 
 std::optional<std::uint64_t> Worker::claim(Lack& lack) {
@@ -159,6 +174,10 @@ void Worker::take_payload(std::uint64_t number, Job& job) {
   }
   job.blocks = {reinterpret_cast<const BlockRef*>(payload), refs / sizeof(BlockRef)};
   job.payload = {payload + refs, bytes - refs};
+  if (slot.losses_count != 0) {
+    job.losses = {reinterpret_cast<const Loss*>(arguments_.data() + slot.losses_offset),
+                  slot.losses_count};
+  }
   // SYNC(jobs.taken): released here, acquired in Manager::slot_is_free, so that the parent may
   // reuse the slot of a job that was given up while this worker runs it.
   control_.cell(birth_.index).taken_job.store(number + 1, std::memory_order_release);

@@ -38,6 +38,7 @@ struct Job {
   std::uint32_t kind;
   std::span<const BlockRef> blocks;
   std::span<const std::byte> payload;
+  std::span<const Loss> losses;  // in the arguments' arena
 };
 
 // What the runner made of a job.
@@ -90,6 +91,12 @@ class Worker {
     control_.cell(birth_.index)
         .progress.store(progress_word(job, begun), std::memory_order_relaxed);
   }
+  // The runner is about to begin item `item`, or goes on to it again; a job is at its item 0 when
+  // it starts. If this process dies, or takes longer than the time-out before the next call or the
+  // job's end, it is this item's doing. Costs nothing where the parent has not asked for it.
+  void begin_item(std::uint64_t item) noexcept {
+    if (items_are_told_) tell_item(item);
+  }
   void set_end(std::uint64_t retired_or_dismissed) noexcept {
     control_.cell(birth_.index).progress.store(retired_or_dismissed, std::memory_order_relaxed);
   }
@@ -117,6 +124,7 @@ class Worker {
   // the clock: a ring or a signal begins the pause anew.
   void sleep_until_rung(int& pause);
   void publish_memory();
+  void tell_item(std::uint64_t item) noexcept;
   void take_payload(std::uint64_t number, Job& job);
   void wake_parent_for(std::uint64_t job);
 
@@ -127,6 +135,9 @@ class Worker {
   shm::FileDescriptor bell_watch_;
   shm::Mapping control_memory_;
   Control control_;
+  bool items_are_told_ = false;
+  bool has_timeout_ = false;
+  std::uint64_t job_ = 0;  // that runs
   shm::Mapping arguments_;
   std::unique_ptr<WorkerArena> arena_;
   std::optional<shm::RingWriter<ResultSlot>> results_;

@@ -100,6 +100,7 @@ def start_processes(
         log_in.close()
         raise
     logs = LogReceiver(log_in)
+    policy = getattr(task, "policy", None)
     try:
         core = _core.WorkerPool(
             socket=ours.detach(),
@@ -112,6 +113,8 @@ def start_processes(
             max_restarts=options.max_restarts,
             any_order=any_order,
             start_on_demand=start_on_demand,
+            report_losses=not any_order and getattr(policy, "takes_losses", False),
+            element_timeout=None if any_order else getattr(options, "timeout", None),
             functions=ParentFunctions(logs, limit),
         )
         core.watch(logs.fileno())
