@@ -85,8 +85,8 @@ PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
                                     outcome.attempts, outcome.out_of_memory ? Py_True : Py_False));
   } else if (outcome.kind == workers::OutcomeKind::kTimedOut) {
     const std::chrono::duration<double> allowed = pool.manager.element_timeout();
-    error.reset(PyObject_CallMethod(pool.functions.ptr(), "element_timeout", "KdI", position,
-                                    allowed.count(), outcome.worker));
+    error.reset(PyObject_CallMethod(pool.functions.ptr(), "timed_out", "IKd", outcome.worker,
+                                    position, allowed.count()));
   } else {
     error.reset(PyObject_CallMethod(
         pool.functions.ptr(), startup ? "startup_error" : "element_error", "y#IK",
