@@ -14,8 +14,13 @@ installed() {
 }
 
 missing=()
+optional=()
 while IFS='|' read -r first second; do
   [[ -z "$first" || "$first" == \#* ]] && continue
+  if [[ "$first" == *\? ]]; then
+    optional+=("${first%\?}")
+    continue
+  fi
   installed "$first" && continue
   [[ -n "$second" ]] && installed "$second" && continue
   missing+=("$first|$second")
@@ -41,6 +46,11 @@ for pair in "${missing[@]}"; do
     names+=("$second")
   else
     names+=("$first")
+  fi
+done
+for name in "${optional[@]}"; do
+  if apt-cache show "$name" >/dev/null 2>&1; then
+    names+=("$name")
   fi
 done
 echo "Installing system packages: ${names[*]}"

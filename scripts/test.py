@@ -2,8 +2,9 @@
 
     python scripts/test.py SUITE...
 
-Suites: cpp:PRESET (configure, build, ctest), python, interop, long. Each must end within its
-deadline; what still runs then is ended, and the suite has failed.
+Suites: cpp:PRESET (configure, build, ctest), python, interop, long, conformance (CPython's own
+tests of process pools). Each must end within its deadline; what still runs then is ended, and the
+suite has failed.
 """
 
 from __future__ import annotations
@@ -144,6 +145,13 @@ def run_pytest(name: str, arguments: list[str], deadline: int) -> Counts:
     return judged(status, report, name)
 
 
+def run_conformance() -> Counts:
+    """Runs CPython's own tests of process pools against ours."""
+    report = fresh_report("conformance")
+    command = [sys.executable, "scripts/conformance.py", "--minutes=40", f"--report={report}"]
+    return judged(run(command, 50 * MINUTE), report, "conformance")
+
+
 def run_suite(suite: str) -> Counts:
     """Runs the suite of that name."""
     kind, _, preset = suite.partition(":")
@@ -163,7 +171,9 @@ def run_suite(suite: str) -> Counts:
         return run_pytest(
             suite, [*options, "--ignore=tests/python/interop", "tests/python"], 30 * MINUTE
         )
-    sys.exit(f"Unknown suite {suite!r}: use cpp:PRESET, python, interop or long.")
+    if suite == "conformance":
+        return run_conformance()
+    sys.exit(f"Unknown suite {suite!r}: use cpp:PRESET, python, interop, long or conformance.")
 
 
 def main() -> int:
