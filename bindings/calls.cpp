@@ -4,7 +4,7 @@
 #include <cstring>
 #include <utility>
 
-#include "bindings/job_kinds.h"
+#include "bindings/plain_leaf.h"
 
 namespace stook::bindings {
 
@@ -41,7 +41,9 @@ void FunctionTable::drop_oldest() {
 }
 
 void BatchDraft::clear() {
-  payload_.assign(2 * sizeof(std::uint64_t), std::byte{0});  // how many results, how many moved
+  payload_.clear();
+  payload_.skip(2 * sizeof(std::uint64_t));  // how many results, how many moved
+  plain_at_ = plain_count_ = 0;
   moved_.clear();
   made_.clear();
   results_.clear();
@@ -51,9 +53,38 @@ void BatchDraft::clear() {
   names_.clear();
 }
 
-void BatchDraft::append(const void* bytes, std::size_t size) {
-  const auto* begin = static_cast<const std::byte*>(bytes);
-  payload_.insert(payload_.end(), begin, begin + size);
+void BatchDraft::append_item(const ItemHeader& header, const void* bytes) {
+  close_plain();
+  payload_.put(header);
+  payload_.put_bytes(bytes, header.bytes);
+  payload_.pad_to(8);
+}
+
+bool BatchDraft::add_plain(PyObject* result) {
+  if (plain_at_ == 0) {
+    const std::size_t at = payload_.skip(sizeof(ItemHeader));
+    if (!write_plain(payload_, result)) {
+      payload_.truncate(at);
+      return false;
+    }
+    plain_at_ = at;
+  } else if (!write_plain(payload_, result)) {
+    return false;
+  }
+  ++plain_count_;
+  ++count_;
+  return true;
+}
+
+void BatchDraft::close_plain() {
+  if (plain_at_ == 0) return;
+  ItemHeader header{};
+  header.bytes = payload_.size() - plain_at_ - sizeof header;
+  header.kind = kPlainItems;
+  header.count = plain_count_;
+  payload_.patch(plain_at_, header);
+  payload_.pad_to(8);
+  plain_at_ = plain_count_ = 0;
 }
 
 void BatchDraft::add(OwnedRef result, Encoder& encoder) {
@@ -61,9 +92,9 @@ void BatchDraft::add(OwnedRef result, Encoder& encoder) {
   header.bytes = encoder.payload().size();
   header.moved = static_cast<std::uint32_t>(encoder.moved_blocks().size());
   header.made = static_cast<std::uint32_t>(encoder.made_blocks().size());
-  append(&header, sizeof header);
-  append(encoder.payload().data(), encoder.payload().size());
-  payload_.resize((payload_.size() + 7) / 8 * 8);
+  header.kind = kOneItem;
+  header.count = 1;
+  append_item(header, encoder.payload().data());
   // Each result has its names at its own end; the manager wants all of them at the payload's.
   const std::size_t names = encoder.transferred() * sizeof(workers::SegmentName);
   names_.insert(names_.end(), encoder.payload().end() - static_cast<std::ptrdiff_t>(names),
@@ -81,22 +112,22 @@ void BatchDraft::add(OwnedRef result, Encoder& encoder) {
 void BatchDraft::add_error(const std::string& payload) {
   ItemHeader header{};
   header.bytes = payload.size();
-  header.is_error = 1;
-  append(&header, sizeof header);
-  append(payload.data(), payload.size());
-  payload_.resize((payload_.size() + 7) / 8 * 8);
+  header.kind = kErrorItem;
+  header.count = 1;
+  append_item(header, payload.data());
   ++count_;
 }
 
 void BatchDraft::fill(workers::ResultDraft& draft) {
   const std::uint64_t moved = moved_.size();
-  append(names_.data(), names_.size());
-  std::memcpy(payload_.data(), &count_, sizeof count_);
-  std::memcpy(payload_.data() + sizeof count_, &moved, sizeof moved);
+  close_plain();
+  payload_.put_bytes(names_.data(), names_.size());
+  payload_.patch(0, count_);
+  payload_.patch(sizeof count_, moved);
   draft.kind = workers::ResultKind::kElement;
   draft.moved_blocks = moved_;
   draft.made_blocks = made_;
-  draft.payload = payload_;
+  draft.payload = payload_.bytes();
   draft.array_bytes = array_bytes_;
   draft.moved = moved_leaves_;
   draft.copied = copied_leaves_;

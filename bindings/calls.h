@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "bindings/encoder.h"
+#include "bindings/envelope.h"
+#include "bindings/job_kinds.h"
 #include "bindings/python_api.h"
 #include "shm/shared_memory.h"
 #include "workers/worker.h"
@@ -53,6 +55,8 @@ class BatchDraft {
   // A result, as `encoder` has just encoded it; it is kept, for its arrays hold what was moved. Or
   // nothing, if the encoder has let go of it.
   void add(OwnedRef result, Encoder& encoder);
+  // A result of which nothing has to be kept; false, and nothing is added, if it is no plain leaf.
+  bool add_plain(PyObject* result);
   void add_error(const std::string& payload);
   std::uint64_t array_bytes() const noexcept { return array_bytes_; }
   std::span<const workers::BlockRef> made_blocks() const noexcept { return made_; }
@@ -61,9 +65,12 @@ class BatchDraft {
   SentSegments& sent() noexcept { return sent_; }
 
  private:
-  void append(const void* bytes, std::size_t size);
+  void append_item(const ItemHeader& header, const void* bytes);
+  void close_plain();
 
-  std::vector<std::byte> payload_;
+  EnvelopeWriter payload_;
+  std::size_t plain_at_ = 0;  // the header of the plain results that are being added; 0: none
+  std::uint32_t plain_count_ = 0;
   std::vector<workers::BlockRef> moved_;
   std::vector<workers::BlockRef> made_;
   std::vector<OwnedRef> results_;

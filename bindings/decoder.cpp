@@ -4,6 +4,7 @@
 #include "bindings/array_layout.h"
 #include "bindings/errors.h"
 #include "bindings/lease.h"
+#include "bindings/plain_leaf.h"
 #include "bindings/segment_object.h"
 #include "shm/error.h"
 #include "shm/segment.h"
@@ -44,6 +45,16 @@ class Decoder::Reading {
       return malformed();
     }
     return result;
+  }
+
+  bool plain(PyObject* list, Py_ssize_t at, Py_ssize_t count) {
+    for (Py_ssize_t i = at; i < at + count; ++i) {
+      const Tag tag = reader_.get<Tag>();
+      PyObject* item = tag <= kLastPlainTag ? tree_of(tag, 0) : malformed();
+      if (item == nullptr) return false;
+      PyList_SET_ITEM(list, i, item);
+    }
+    return reader_.ok() || malformed() != nullptr;
   }
 
  private:
@@ -482,6 +493,12 @@ PyObject* Decoder::decode_leased(std::span<const std::byte> payload,
     for (const workers::BlockRef& block : blocks) arena->release(block.id);
   }
   return result;
+}
+
+bool Decoder::decode_plain(std::span<const std::byte> payload, PyObject* list, Py_ssize_t at,
+                           Py_ssize_t count) {
+  const std::vector<Source> none;
+  return Reading(*this, payload, nullptr, none).plain(list, at, count);
 }
 
 PyObject* Decoder::decode_copied(std::span<const std::byte> payload,

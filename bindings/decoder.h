@@ -33,6 +33,11 @@ class Decoder {
                           std::span<const workers::BlockRef> blocks, shm::LeasedArena* arena,
                           bool copy_out);
 
+  // Plain leaves, one after the other, into `list` from `at` on. False with a Python error set on
+  // failure; what is not there yet then is nullptr in the list. Runs no Python code.
+  bool decode_plain(std::span<const std::byte> payload, PyObject* list, Py_ssize_t at,
+                    Py_ssize_t count);
+
   // Copies of what lies in `memory`: the arguments' arena, which stays the other side's.
   PyObject* decode_copied(std::span<const std::byte> payload,
                           std::span<const workers::BlockRef> blocks, const shm::Mapping& memory);

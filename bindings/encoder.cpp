@@ -7,6 +7,7 @@
 
 #include "bindings/array_layout.h"
 #include "bindings/numpy_allocator.h"
+#include "bindings/plain_leaf.h"
 #include "bindings/segment_object.h"
 #include "bindings/shared_memory_array.h"
 
@@ -100,52 +101,9 @@ EncodeResult Encoder::encode(PyObject* root, bool may_move) {
 // ------------------------------------------------------------------ the walk: no Python code
 
 Encoder::Walk Encoder::walk(PyObject* object, bool unique, int depth) {
-  if (object == Py_None) {
-    writer_.put(Tag::kNone);
-    return Walk::kDone;
-  }
+  if (write_plain(writer_, object)) return Walk::kDone;
   if (PyArray_CheckExact(object)) return walk_array(as_array(object), unique);
   PyTypeObject* type = Py_TYPE(object);
-  if (type == &PyUnicode_Type) {
-    writer_.put(Tag::kStr);
-    const auto length = static_cast<std::uint64_t>(PyUnicode_GET_LENGTH(object));
-    const int kind = PyUnicode_KIND(object);
-    const bool ascii = PyUnicode_IS_ASCII(object) != 0;
-    writer_.put(static_cast<std::uint8_t>(ascii ? 0 : kind));
-    writer_.put(length);
-    writer_.put_bytes(PyUnicode_DATA(object), length * static_cast<std::uint64_t>(kind));
-    return Walk::kDone;
-  }
-  if (type == &PyLong_Type) {
-    int overflow = 0;
-    const long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
-    if (overflow != 0) return write_pickled(object);
-    writer_.put(Tag::kInt);
-    writer_.put(static_cast<std::int64_t>(value));
-    return Walk::kDone;
-  }
-  if (type == &PyFloat_Type) {
-    writer_.put(Tag::kFloat);
-    writer_.put(PyFloat_AS_DOUBLE(object));
-    return Walk::kDone;
-  }
-  if (type == &PyBool_Type) {
-    writer_.put(object == Py_True ? Tag::kTrue : Tag::kFalse);
-    return Walk::kDone;
-  }
-  if (type == &PyBytes_Type) {
-    writer_.put(Tag::kBytes);
-    writer_.put(static_cast<std::uint64_t>(PyBytes_GET_SIZE(object)));
-    writer_.put_bytes(PyBytes_AS_STRING(object),
-                      static_cast<std::size_t>(PyBytes_GET_SIZE(object)));
-    return Walk::kDone;
-  }
-  if (type == &PyComplex_Type) {
-    writer_.put(Tag::kComplex);
-    writer_.put(PyComplex_RealAsDouble(object));
-    writer_.put(PyComplex_ImagAsDouble(object));
-    return Walk::kDone;
-  }
   const bool is_container = type == &PyDict_Type || type == &PyTuple_Type || type == &PyList_Type;
   if (!is_container) {
     if (PyArray_IsScalar(object, Generic)) return walk_scalar(object);

@@ -73,6 +73,9 @@ class EnvelopeWriter {
     std::memcpy(bytes_.data() + at, &value, sizeof value);
   }
   void truncate(std::size_t size) { bytes_.resize(size); }
+  void pad_to(std::size_t multiple) {
+    bytes_.resize((bytes_.size() + multiple - 1) / multiple * multiple);
+  }
 
  private:
   std::vector<std::byte> bytes_;

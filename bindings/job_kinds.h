@@ -31,15 +31,22 @@ constexpr bool has_items(std::uint32_t kind) { return kind >= kBatchJob && kind 
 constexpr bool has_star(std::uint32_t kind) { return kind >= kStarBatchJob; }
 constexpr bool is_batch(std::uint32_t kind) { return kind == kBatchJob || kind == kStarBatchJob; }
 
-// Before each result in the payload of a job with items. Its blocks are the next `moved` of the
-// element's moved ones and the next `made` of those made for it; the element's payload begins with
-// a u64, how many results there are, and a u64, how many of all blocks were moved.
+enum ItemKind : std::uint32_t {
+  kOneItem = 0,     // an envelope
+  kErrorItem = 1,   // an error payload
+  kPlainItems = 2,  // results that are plain leaves: a tree for each, one after the other
+};
+
+// Before each result in the payload of a job with items, or before several that are plain. Its
+// blocks are the next `moved` of the element's moved ones and the next `made` of those made for it;
+// the element's payload begins with a u64, how many results there are, and a u64, how many of all
+// blocks were moved.
 struct ItemHeader {
   std::uint64_t bytes;  // of what follows, which is filled up to a multiple of 8
   std::uint32_t moved;
   std::uint32_t made;
-  std::uint32_t is_error;  // what follows is an error payload, no envelope
-  std::uint32_t reserved;
+  std::uint32_t kind;   // ItemKind: what follows
+  std::uint32_t count;  // results in it
 };
 static_assert(sizeof(ItemHeader) == 24);
 

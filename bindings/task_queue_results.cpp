@@ -276,17 +276,27 @@ bool TaskQueue::deliver_items(Task task, TakenOutcome& taken) {
   OwnedRef errors;
   if (!results) whole = false;
   std::vector<workers::BlockRef> own;
-  for (std::uint64_t i = 0; whole && i < count; ++i) {
-    ItemHeader header;
-    if (payload.size() - at < sizeof header) break;
+  ItemHeader header{};
+  for (std::uint64_t i = 0; whole && i < count; i += header.count) {
+    if (payload.size() - at < sizeof header) {
+      whole = false;
+      break;
+    }
     std::memcpy(&header, payload.data() + at, sizeof header);
     at += sizeof header;
     whole = header.bytes <= payload.size() - at && header.moved <= moved_end - moved_at &&
-            header.made <= blocks.size() - made_at;
+            header.made <= blocks.size() - made_at && header.count != 0 &&
+            header.count <= count - i && (header.count == 1 || header.kind == kPlainItems);
     if (!whole) break;
     const std::span<const std::byte> item = payload.subspan(at, header.bytes);
     at += (header.bytes + 7) / 8 * 8;
     at = std::min(at, payload.size());
+    if (header.kind == kPlainItems) {
+      whole = pool_->decoder.decode_plain(item, results.get(), static_cast<Py_ssize_t>(i),
+                                          static_cast<Py_ssize_t>(header.count));
+      if (!whole) PyErr_Clear();
+      continue;
+    }
     own.assign(blocks.begin() + static_cast<std::ptrdiff_t>(moved_at),
                blocks.begin() + static_cast<std::ptrdiff_t>(moved_at + header.moved));
     own.insert(own.end(), blocks.begin() + static_cast<std::ptrdiff_t>(made_at),
@@ -295,7 +305,7 @@ bool TaskQueue::deliver_items(Task task, TakenOutcome& taken) {
     made_at += header.made;
     OwnedRef value;
     OwnedRef error;
-    if (header.is_error == 0) {
+    if (header.kind == kOneItem) {
       value.reset(pool_->decoder.decode_leased(item, own, arena, taken.copy_out));
       if (!value) error = take_undecodable();
     } else {

@@ -284,6 +284,7 @@ class PythonRunner : public workers::JobRunner {
   // A result, or the error that is set.
   void add_result(OwnedRef result, workers::Worker& worker) {
     if (result) {
+      if (batch_.add_plain(result.get())) return;
       switch (encoder_.encode(result.get(), true)) {
         case EncodeResult::kDone:
           encoder_.let_go_of(result);
