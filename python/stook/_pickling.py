@@ -148,8 +148,13 @@ def pickle_objects(objects: list[Any], min_shared_bytes: int) -> tuple[bytes, li
 
 
 def pickle_results(objects: list[Any], min_shared_bytes: int) -> tuple[bytes, list[Any]]:
-    """As `pickle_objects`, for the way back."""
-    return _pickle_leaves(_ResultPickler, objects, min_shared_bytes)
+    """As `pickle_objects`, for the way back; says of what it raises that it was raised here."""
+    try:
+        return _pickle_leaves(_ResultPickler, objects, min_shared_bytes)
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # a class that forbids attributes
+            error._stook_unsendable = True  # type: ignore[attr-defined]
+        raise
 
 
 def pickle_error(error: Any) -> bytes:

@@ -45,9 +45,6 @@ class PoolMethods:
         """Starts a `map`; without `background` the caller waits for it at once."""
         raise NotImplementedError
 
-    def _check_running(self) -> None:
-        raise NotImplementedError
-
     def terminate(self) -> None:
         raise NotImplementedError
 
@@ -114,7 +111,9 @@ class PoolMethods:
     # ---- the object ------------------------------------------------------------------------------
 
     def __enter__(self: Self) -> Self:
-        self._check_running()
+        # No more than that: why the workers cannot be used is the error of every call.
+        if self._state != RUN:
+            raise ValueError("Pool not running")
         return self
 
     def __exit__(

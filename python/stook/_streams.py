@@ -17,14 +17,12 @@ handler.
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from . import _pickling
 from ._task_pool import Function, TaskPool
 from .errors import PoolBroken, RemoteError, StookError, WorkerDied
 
@@ -34,13 +32,6 @@ __all__ = ["Failure", "Feed", "Job", "Pace", "as_raised"]
 _JOB_SECONDS = 150e-6
 _JOB_BYTES = 512 << 10
 _MOST_ITEMS = 512
-
-# How the traceback of a result that cannot be pickled begins: in no code of the user's.
-_OF_RESULTS = re.compile(
-    r'\s*"""\s*Traceback[^\n]*\n\s*File "'
-    + re.escape(_pickling.__file__)
-    + r'", line \d+, in pickle_'
-)
 
 
 def as_raised(error: BaseException) -> BaseException:
@@ -58,7 +49,7 @@ def as_raised(error: BaseException) -> BaseException:
         )
 
         text = str(cause)
-        if _OF_RESULTS.match(text):
+        if cause._is_of_result:
             unsendable: Exception = MaybeEncodingError(error, "what the call returned")
             unsendable.__cause__ = RemoteTraceback(text)
             return unsendable

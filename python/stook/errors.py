@@ -243,6 +243,8 @@ class RemoteError(StookError):
       type_name: Name of the type of the exception that was raised, or `None`.
     """
 
+    _is_of_result = False  # what it is the cause of was raised when a result was pickled
+
     def __init__(self, message: str = "", type_name: str | None = None) -> None:
         super().__init__(message, type_name)
         self.type_name = type_name

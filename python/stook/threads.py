@@ -177,9 +177,6 @@ class ThreadPool(PoolMethods):
     def _state(self, state: str) -> None:
         self._core.state = state
 
-    def _check_running(self) -> None:
-        self._core.check_running()
-
     @property
     def _pool(self) -> list[threading.Thread]:
         """The threads, by the name under which programs look for them."""

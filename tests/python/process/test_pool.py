@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import pickle
 import threading
 from collections.abc import Iterator
 from multiprocessing.pool import MaybeEncodingError, RemoteTraceback
@@ -146,6 +147,9 @@ def test_a_result_that_cannot_be_pickled_is_an_error_as_in_the_original(pool: st
         assert caught.value.exc is not None and caught.value.value is not None
     with pytest.raises(MaybeEncodingError, match="not to be pickled"):
         pool.map(calls.make_unpicklable, range(3))
+    with pytest.raises((pickle.PicklingError, AttributeError)) as raised:  # by the call itself
+        pool.apply(pickle.dumps, (lambda: 3,))
+    assert not isinstance(raised.value, MaybeEncodingError)
     assert pool.apply(calls.square, (3,)) == 9
 
 

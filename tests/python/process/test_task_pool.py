@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import multiprocessing
 import operator
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,23 @@ def test_a_function_that_cannot_be_pickled_is_named() -> None:
         pool.function(lambda: lock)
 
 
+def test_a_module_that_a_worker_cannot_import_is_an_error_of_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "module_of_the_parent.py"
+    path.write_text("def increment(x):\n    return x + 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    increment = importlib.import_module("module_of_the_parent").increment
+    path.unlink()
+    with made(1) as pool:
+        for _ in range(2):
+            with pytest.raises(ModuleNotFoundError, match="module_of_the_parent"):
+                run(pool, increment, 1)
+        errors = run_items(pool, increment, [1, 2]).errors
+        assert [type(errors[place]) for place in (0, 1)] == [ModuleNotFoundError] * 2
+        assert run(pool, abs, -1) == 1
+
+
 def test_a_functions_memory_comes_back() -> None:
     data = bytes(1 << 20)
     with made(1) as pool:
@@ -134,6 +153,39 @@ def test_what_is_in_an_item_becomes_arguments_with_star() -> None:
     with made() as pool:
         assert run_items(pool, pow, [(2, 3), [3, 2]], star=True).results == [8, 9]
         assert isinstance(run_items(pool, pow, [5], star=True).errors[0], TypeError)
+
+
+def test_plain_results_among_others_keep_their_places() -> None:
+    """Those that are nothing but their value travel together."""
+    plain = [0, -1, 2**63 - 1, -(2**63), 0.5, float("inf"), True, False, None, 1 - 2j]
+    plain += ["", "text", "\xe9", "\u20ac", "\U0001f680", "long" * 5000, b"", b"\0bytes"]
+    others = [2**63, -(2**70), (1, "pair"), [None], {"key": b"value"}, np.arange(3), {1, 2}]
+
+    class Text(str):
+        pass
+
+    def make(place: int) -> Any:
+        if place % 9 == 8:
+            raise LookupError(place)
+        if place % 9 == 7:
+            return Text("a class of its own")
+        values = plain + others
+        return values[place % len(values)]
+
+    count = 900  # more than once through all neighbours
+    with made() as pool:
+        sink = run_items(pool, make, list(range(count)))
+        nothing_but_plain = run_items(pool, abs, list(range(-1000, 0))).results
+    assert nothing_but_plain == list(range(1000, 0, -1))
+    assert sorted(sink.errors) == list(range(8, count, 9))
+    for place, result in enumerate(sink.results):
+        if place in sink.errors:
+            assert result is None and sink.errors[place].args == (place,)
+        else:
+            expected = make(place)
+            same = np.array_equal if isinstance(expected, np.ndarray) else operator.eq
+            assert same(result, expected), (place, result, expected)
+            assert type(result).__name__ == type(expected).__name__
 
 
 def test_results_of_items_share_nothing() -> None:
