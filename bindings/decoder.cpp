@@ -78,30 +78,11 @@ class Decoder::Reading {
 
   PyObject* tree_of(Tag tag, int depth) {
     if (!reader_.ok()) return malformed();
+    if (tag <= kLastPlainTag) {
+      PyObject* leaf = read_plain(reader_, tag);
+      return leaf != nullptr || PyErr_Occurred() != nullptr ? leaf : malformed();
+    }
     switch (tag) {
-      case Tag::kNone:
-        Py_RETURN_NONE;
-      case Tag::kTrue:
-        Py_RETURN_TRUE;
-      case Tag::kFalse:
-        Py_RETURN_FALSE;
-      case Tag::kInt:
-        return PyLong_FromLongLong(reader_.get<std::int64_t>());
-      case Tag::kFloat:
-        return PyFloat_FromDouble(reader_.get<double>());
-      case Tag::kComplex: {
-        const auto real = reader_.get<double>();
-        return PyComplex_FromDoubles(real, reader_.get<double>());
-      }
-      case Tag::kStr:
-        return string();
-      case Tag::kBytes: {
-        const auto length = reader_.get<std::uint64_t>();
-        const std::byte* bytes = reader_.take(length);
-        if (bytes == nullptr) return malformed();
-        return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(bytes),
-                                         static_cast<Py_ssize_t>(length));
-      }
       case Tag::kTuple:
       case Tag::kList:
         return sequence(tag == Tag::kTuple, depth);
@@ -131,25 +112,10 @@ class Decoder::Reading {
         Py_INCREF(memo_[index]);
         return memo_[index];
       }
-      case Tag::kMemoized:
+      default:
         break;
     }
     return malformed();
-  }
-
-  PyObject* string() {
-    const int kind = reader_.get<std::uint8_t>();
-    const auto length = reader_.get<std::uint64_t>();
-    if (kind > 4 || length > reader_.left()) return malformed();
-    const std::byte* characters =
-        reader_.take(length * static_cast<std::uint64_t>(kind == 0 ? 1 : kind));
-    if (characters == nullptr) return malformed();
-    if (kind != 0) {
-      return PyUnicode_FromKindAndData(kind, characters, static_cast<Py_ssize_t>(length));
-    }
-    PyObject* text = PyUnicode_New(static_cast<Py_ssize_t>(length), 127);
-    if (text != nullptr && length != 0) std::memcpy(PyUnicode_DATA(text), characters, length);
-    return text;
   }
 
   PyObject* sequence(bool is_tuple, int depth) {

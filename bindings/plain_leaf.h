@@ -66,4 +66,8 @@ inline bool write_plain(EnvelopeWriter& writer, PyObject* object) {
   return false;
 }
 
+// Reads what is behind such a tag. nullptr with a Python error set, or without one if it cannot be
+// read. Numbers may lie beyond the end: the reader says so (ok()).
+PyObject* read_plain(EnvelopeReader& reader, Tag tag);
+
 }  // namespace stook::bindings

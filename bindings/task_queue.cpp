@@ -1,4 +1,5 @@
-// TaskQueue: jobs out, and the end. Results in: task_queue_results.cpp.
+// TaskQueue: jobs out, and the end. Results in: task_queue_results.cpp; waiting:
+// task_queue_wait.cpp.
 #include "bindings/task_queue.h"
 
 #include <algorithm>
