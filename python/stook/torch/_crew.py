@@ -37,7 +37,7 @@ class Crew:
         self.options = options
         self.used: set[int] = set()  # workers that were given a job since they were new
         self._made_by = os.getpid()
-        self._pool = ProcessPool(task, options)  # type: ignore[arg-type]
+        self._pool = ProcessPool(task, options)
 
     @property
     def is_of_another_process(self) -> bool:
@@ -147,6 +147,7 @@ def _close_all(crews: weakref.WeakSet[Crew]) -> None:
 
 def _digest(task: WorkerTask) -> bytes:
     """Tells whether a task is what workers were started with: the data set may have changed."""
+    parts = {"dataset": task.source, "collate_fn": task.collate_fn}
     with _Spawning():
-        data = dump_for_workers({"dataset": task.source, "collate_fn": task.collate, "task": task})
+        data = dump_for_workers({**parts, "worker_init_fn": task.worker_init_fn, "task": task})
     return hashlib.blake2b(data).digest()

@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import select
+import signal
 import threading
 import time
 from collections import deque
@@ -36,8 +37,14 @@ class WorkersExited(WorkerDied):
         self.pid = pid
 
     def __str__(self) -> str:
+        if isinstance(self.worker, str):  # made anew from its text, as torch does it
+            return self.worker
         who = "unknown" if self.pid is None else self.pid
-        return f"DataLoader worker (pid(s) {who}) exited unexpectedly: {super().__str__()}"
+        text = f"DataLoader worker (pid(s) {who}) exited unexpectedly: {super().__str__()}"
+        if self.exit_code is not None and self.exit_code < 0:
+            what = signal.strsignal(-self.exit_code) or f"signal {-self.exit_code}"
+            text = f"DataLoader worker (pid {who}) is killed by signal: {what}. {text}"
+        return text
 
 
 class WorkersIterator(_Base):  # type: ignore[misc]

@@ -8,6 +8,7 @@ from typing import Any
 
 from .._error_payload import encode_error
 from .._pickling import pickle_error
+from .._task import LoaderTask
 from ..worker_info import _state
 from . import _collate
 from ._partner import import_torch
@@ -29,17 +30,13 @@ EXITED = 3
 torch = import_torch()
 
 
-class WorkerTask:
+class WorkerTask(LoaderTask):
     """Makes batches as a worker of torch's would.
 
     A payload is (pass, number of the job among this worker's in that pass, base seed, shared seed,
     what the sampler gave). The first job of a process sets it up; the first one of a further pass
     starts the data set anew, with the generators where they are.
     """
-
-    # What `_processes.ProcessPool` looks at.
-    transforms: tuple[Any, ...] = ()
-    seed = 0  # set up here
 
     def __init__(
         self,
@@ -52,8 +49,8 @@ class WorkerTask:
         num_workers: int,
         threads: int,
     ) -> None:
-        self.source = dataset
-        self.collate = collate_fn
+        super().__init__(dataset, seed=0)  # workers need no seeds; they are seeded by jobs
+        self.collate_fn = collate_fn
         self.kind = kind
         self.auto_collation = auto_collation
         self.drop_last = drop_last
@@ -62,7 +59,7 @@ class WorkerTask:
         self.threads = threads
         self.extensions = _collate.extensions()
 
-    def bind(self) -> Any:
+    def bind(self, *_: Any, **__: Any) -> Any:
         """In the process that workers are forked from, or a fork of the consumer's."""
         packer = Packer()
         _collate.install(packer, self.extensions)
@@ -75,7 +72,7 @@ class _Worker:
     def __init__(self, task: WorkerTask, packer: Packer) -> None:
         self._task = task
         self._packer = packer
-        self._collate = _collate.worker_collate(task.collate, packer)
+        self._collate = _collate.worker_collate(task.collate_fn, packer)
         self._dataset = task.source
         self._is_iterable = task.kind == torch.utils.data._DatasetKind.Iterable
         self._pass = -1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from ..options import MultiprocessingOptions, _shown
 from ._crew import CrewStore
@@ -14,12 +14,13 @@ from ._partner import import_torch
 
 __all__ = ["DataLoader"]
 
+_Item = TypeVar("_Item")
 _Base: Any = import_torch().utils.data.DataLoader
 _DEFAULTS = MultiprocessingOptions(on_worker_death="raise")
 _MANY = 1 << 20
 
 
-class DataLoader(_Base):  # type: ignore[misc]
+class DataLoader(_Base[_Item]):  # type: ignore[misc]
     """torch's loader: its arguments, attributes and batches, without its transport.
 
     For the same seed, number of workers and arguments it gives what `torch.utils.data.DataLoader`
@@ -136,7 +137,9 @@ class DataLoader(_Base):  # type: ignore[misc]
             # It also bounds how many workers may end before they made anything, and those of an
             # iterator that was left early do.
             options = dataclasses.replace(options, max_restarts=_MANY)
-        options = dataclasses.replace(options, num_workers=self.num_workers, worker_init_fn=None)
+        options = dataclasses.replace(
+            options, num_workers=self.num_workers, worker_init_fn=None, timeout=None
+        )
         # The window is then torch's, prefetch_factor * num_workers; 0 is a value here.
         object.__setattr__(options, "per_worker_buffer_size", self.prefetch_factor - 1)
         return options

@@ -271,6 +271,7 @@ def test_it_is_a_loader_of_torch_with_its_attributes() -> None:
     theirs = data.DataLoader(dataset, **arguments)
     assert isinstance(ours, data.DataLoader)
     assert len(ours) == len(theirs) == 3
+    assert stook.torch.DataLoader[int](dataset).dataset is dataset
     for name in vars(theirs):
         if not name.startswith("_"):
             got, want = getattr(ours, name), getattr(theirs, name)
