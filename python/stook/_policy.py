@@ -62,7 +62,7 @@ class _Items:
         # In a worker it is the consumer's process that looks at the clock.
         self._seconds = None if where == "worker" else policy.timeout
         self.begin_item: Callable[[int], None] = {
-            "worker": getattr(_core, "begin_item", _begin_here),
+            "worker": _core.begin_item,
             "thread": _begin_in_thread,
         }.get(where, _begin_here)
         self._here = where == "here"

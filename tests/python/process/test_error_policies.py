@@ -296,7 +296,11 @@ def test_an_item_unlike_those_before_it_can_be_replaced(place: str) -> None:
 
 @a_place_of_each_kind
 def test_a_replacement_unlike_its_batch_is_an_error(place: str) -> None:
-    with made(place, range(1, 5), fail, batch_size=4, on_error=lambda _: "text") as loader:
+    def as_text(error: stook.ElementError) -> str:
+        assert isinstance(error.__cause__, NoItemError)  # it is not asked about its own
+        return "text"
+
+    with made(place, range(1, 5), fail, batch_size=4, on_error=as_text) as loader:
         with pytest.raises(ValueError, match=r"the str 'text' in item 2 \(index 2\)"):
             next(iter(loader))
         assert loader.stats().errors >= 1
@@ -435,6 +439,18 @@ def test_raised_errors_count_as_well(place: str) -> None:
             stook.TooManyErrors,
         ]
         assert loader.stats().errors == 2
+
+
+@each_counting_place
+def test_all_items_of_a_batch_that_raises_have_been_seen(place: str) -> None:
+    with made(place, range(LENGTH), fail, batch_size=4, max_errors=1) as loader:
+        iterator = iter(loader)
+        with pytest.raises(NoItemError):
+            next(iterator)
+        assert next(iterator).tolist() == [4, 5, 6, 7]
+        with pytest.raises(stook.TooManyErrors) as caught:
+            next(iterator)
+        assert (caught.value.errors, caught.value.items) == (2, 12)
 
 
 @each_counting_place

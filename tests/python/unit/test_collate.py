@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from loader_cases import each_number_of_workers, loader
 
+import stook
 from stook.collate import Assembler, assemble
 
 Point = namedtuple("Point", ["x", "y"])
@@ -395,3 +396,64 @@ def test_a_collate_function_replaces_the_assembling(workers: int) -> None:
 
     with loader(range(3), workers=workers, batch_size=2, collate=collate) as batches:
         assert list(batches) == [("batch", [0, 1]), ("batch", [2])]
+
+
+# ---- items that are left out ---------------------------------------------------------------------
+
+
+def test_skip_leaves_a_place_out() -> None:
+    batch = Assembler([10, 11, 12, 13])
+    for item in (stook.SKIP, ("a", np.ones(2)), stook.SKIP, ("b", np.zeros(2))):
+        batch.add(item)
+    assert len(batch) == 2
+    names, arrays = batch.finish()
+    assert names == ["a", "b"]
+    assert arrays.tolist() == [[1, 1], [0, 0]]
+    assert arrays.base is None  # and has no room for four
+
+
+def test_a_batch_of_nothing_but_skips_is_one() -> None:
+    batch = Assembler([10, 11])
+    batch.add(stook.SKIP)
+    with pytest.raises(ValueError, match="2 items was announced, 1 came"):
+        batch.finish()
+    batch.add(stook.SKIP)
+    assert batch.finish() is stook.SKIP
+
+
+def test_messages_count_what_was_left_out() -> None:
+    batch = Assembler([10, 11, 12, 13])
+    for item in (stook.SKIP, 1, stook.SKIP):
+        batch.add(item)
+    with pytest.raises(ValueError, match=r"item 3 \(index 13\).* in item 1 \(index 11\)"):
+        batch.add("text")
+
+
+def test_an_item_that_was_refused_leaves_nothing_behind() -> None:
+    batch = Assembler([10, 11, 12])
+    batch.add({"name": "a", "size": 1})
+    with pytest.raises(ValueError, match="is the str 'large'"):
+        batch.add({"name": "b", "size": "large"})
+    batch.add({"name": "c", "size": 3})
+    batch.add(stook.SKIP)
+    taken = batch.finish()
+    assert taken["name"] == ["a", "c"]
+    assert taken["size"].tolist() == [1, 3]
+
+
+def test_a_first_item_that_was_refused_does_not_say_what_the_batch_is_like() -> None:
+    batch = Assembler([10, 11])
+    with pytest.raises(ValueError, match="int64"):
+        batch.add(1 << 70)
+    batch.add(stook.SKIP)
+    batch.add("text")
+    assert batch.finish() == ["text"]
+
+
+def test_indices_may_come_with_the_items() -> None:
+    indices: list[int] = []
+    batch = Assembler(indices, capacity=3)
+    for number in range(2):
+        indices.append(number)
+        batch.add(number)
+    assert batch.finish().tolist() == [0, 1]
