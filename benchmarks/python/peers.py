@@ -7,6 +7,7 @@ the element in its hand; a peer with one number for all workers gets ``workers *
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import multiprocessing
@@ -76,28 +77,32 @@ def joblib_generator(work: Work, workers: int, buffer: int) -> Iterator[Elements
         yield results
 
 
-@contextmanager
-def torch_loader(work: Work, workers: int, buffer: int) -> Iterator[Elements]:
-    from torch.utils.data import DataLoader, Dataset
+def torch_with(module: str, method: str) -> Callable[..., AbstractContextManager[Elements]]:
+    @contextmanager
+    def torch_loader(work: Work, workers: int, buffer: int) -> Iterator[Elements]:
+        from torch.utils.data import Dataset
 
-    make = work.element or work.make
+        loader_class = importlib.import_module(module).DataLoader
+        make = work.element or work.make
 
-    class Made(Dataset):  # type: ignore[type-arg]
-        def __len__(self) -> int:
-            return ENDLESS
+        class Made(Dataset):  # type: ignore[type-arg]
+            def __len__(self) -> int:
+                return ENDLESS
 
-        def __getitem__(self, index: int) -> Any:
-            return make(index)
+            def __getitem__(self, index: int) -> Any:
+                return make(index)
 
-    yield iter(
-        DataLoader(
-            Made(),
-            batch_size=BATCH if work.element else None,
-            num_workers=workers,
-            prefetch_factor=buffer,
-            multiprocessing_context="fork",
+        yield iter(
+            loader_class(
+                Made(),
+                batch_size=BATCH if work.element else None,
+                num_workers=workers,
+                prefetch_factor=buffer,
+                multiprocessing_context=method,
+            )
         )
-    )
+
+    return torch_loader
 
 
 def grain_with(read_options: dict[str, int]) -> Callable[..., AbstractContextManager[Elements]]:
@@ -205,7 +210,8 @@ PEERS = {
     "stook-seed": Peer("Stook, default seed", stook_with(0), "stook"),
     "imap": Peer("multiprocessing.Pool.imap", pool_imap),
     "executor": Peer("ProcessPoolExecutor", process_executor),
-    "torch": Peer("torch DataLoader", torch_loader, "torch"),
+    "torch": Peer("torch DataLoader", torch_with("torch.utils.data", "fork"), "torch"),
+    "stook-torch": Peer("stook.torch DataLoader", torch_with("stook.torch", "fork"), "torch"),
     # One thread per worker, as for all others.
     "grain": Peer(
         "Grain mp_prefetch",

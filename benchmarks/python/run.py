@@ -12,6 +12,7 @@ import sys
 
 import compare
 import memory
+import passes
 import pools
 import segments
 import start
@@ -23,6 +24,7 @@ SCRIPTS = {
     "pools": (pools.main, ["--quick"]),
     "segments": (segments.main, ["--rounds", "1", "--seconds", "0.05"]),
     "start": (start.main, ["--rounds", "1"]),
+    "passes": (passes.main, ["--rounds", "1"]),
     "memory": (memory.main, ["--elements", "500"]),
     "syscalls": (syscalls.main, ["--rounds", "1", "--elements", "2000"]),
 }
