@@ -41,18 +41,50 @@ void count_errors(ResultIterator* self, std::uint64_t errors) {
   self->pool->errors += errors;
 }
 
+void abandon(ResultIterator* self);
+
+// Counts what failed. False if that is too much: the pass is over then, and the error set. `error`:
+// what is to be raised otherwise, if anything.
+bool bear_errors(ResultIterator* self, std::uint64_t errors, PyObject* error) {
+  count_errors(self, errors);
+  const ErrorLimit* limit = self->limit;
+  if (limit == nullptr || !limit->is_exceeded(self->errors)) return true;
+  if (error != nullptr && PyErr_GivenExceptionMatches(error, PyExc_KeyboardInterrupt)) return true;
+  self->finished = true;
+  const OwnedRef allowed(limit->most >= 0 ? PyLong_FromLongLong(limit->most)
+                                          : PyFloat_FromDouble(limit->rate));
+  const OwnedRef raised(PyObject_CallMethod(self->pool->functions.ptr(), "too_many_errors", "KKOO",
+                                            static_cast<unsigned long long>(self->errors),
+                                            static_cast<unsigned long long>(limit->items),
+                                            allowed.get(), error == nullptr ? Py_None : error));
+  if (raised) raise_exception(raised.get());
+  // Keeps the exception: it runs no Python code but what dropped arguments bring.
+  const OwnedRef kept = take_exception();
+  abandon(self);
+  if (kept) raise_exception(kept.get());
+  return false;
+}
+
 // The element, or nullptr: with its error set, or without one if the job was skipped.
 PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
   const workers::Outcome& outcome = taken.outcome;
   WorkerPool& pool = *self->pool;
-  if (outcome.failed != 0) count_errors(self, outcome.failed);
+  if (self->limit != nullptr && outcome.kind != workers::OutcomeKind::kStartupError) {
+    self->limit->items +=
+        outcome.consumed != 0 ? outcome.consumed : self->limit->items_of(outcome.job);
+  }
   if (outcome.kind == workers::OutcomeKind::kElement) {
     PyObject* element =
         pool.decoder.decode_leased(taken.payload, taken.blocks, outcome.arena, taken.copy_out);
     pool.held.release(outcome.job);
     self->deliveries->add(outcome.job - self->first_job);
     if (element == nullptr) {
-      count_errors(self, 1);
+      const OwnedRef error = take_exception();
+      if (bear_errors(self, outcome.failed + 1, error.get())) raise_exception(error.get());
+      return nullptr;
+    }
+    if (outcome.failed != 0 && !bear_errors(self, outcome.failed, nullptr)) {
+      Py_DECREF(element);
       return nullptr;
     }
     const std::uint64_t copied = outcome.copied + (taken.copy_out ? outcome.moved : 0);
@@ -75,8 +107,10 @@ PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
     pool.held.release(outcome.job);
     self->deliveries->add(outcome.job - self->first_job);
   }
-  if (outcome.kind == workers::OutcomeKind::kSkipped) return nullptr;
-  count_errors(self, 1);
+  if (outcome.kind == workers::OutcomeKind::kSkipped) {
+    if (outcome.failed != 0) bear_errors(self, outcome.failed, nullptr);
+    return nullptr;
+  }
   OwnedRef error;
   const auto position = static_cast<unsigned long long>(outcome.position);
   if (outcome.kind == workers::OutcomeKind::kWorkerDied) {
@@ -94,7 +128,13 @@ PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
         static_cast<Py_ssize_t>(taken.payload.size()), outcome.worker, position));
     if (startup) pool.close();
   }
-  if (error) raise_exception(error.get());
+  if (!error) error = take_exception();
+  if (startup) {
+    count_errors(self, 1);
+    raise_exception(error.get());
+  } else if (bear_errors(self, outcome.failed + 1, error.get())) {
+    raise_exception(error.get());
+  }
   return nullptr;
 }
 
@@ -285,12 +325,17 @@ void abandon(ResultIterator* self) {
 }
 
 PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
-  static const char* names[] = {"pool", "jobs", "ordered", nullptr};
+  static const char* names[] = {"pool",           "jobs",    "ordered", "max_errors",
+                                "max_error_rate", "batched", nullptr};
   PyObject* pool_object = nullptr;
   PyObject* jobs = nullptr;
   int ordered = 1;
-  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "OOp", const_cast<char**>(names),
-                                  &pool_object, &jobs, &ordered) == 0) {
+  long long max_errors = -1;
+  double max_error_rate = 0;
+  int batched = 0;
+  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "OOp|Ldp", const_cast<char**>(names),
+                                  &pool_object, &jobs, &ordered, &max_errors, &max_error_rate,
+                                  &batched) == 0) {
     return nullptr;
   }
   WorkerPool* pool = nullptr;
@@ -310,9 +355,18 @@ PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywor
   if (!check_process(*pool)) return nullptr;
   auto deliveries = std::make_unique<workers::Deliveries>(
       plan == nullptr ? std::vector<std::uint64_t>() : plan->options().skip);
+  std::unique_ptr<ErrorLimit> limit;
+  if (max_errors >= 0 || max_error_rate > 0) {
+    limit = std::make_unique<ErrorLimit>();
+    limit->most = max_errors;
+    limit->rate = max_error_rate;
+    limit->batched = batched != 0;
+    limit->of_job.resize(pool->manager.window());
+  }
   auto* self = as_iterator(type->tp_alloc(type, 0));
   if (self == nullptr) return nullptr;
   self->deliveries = deliveries.release();
+  self->limit = limit.release();
   Py_INCREF(pool_object);
   Py_INCREF(jobs);
   self->pool_object = pool_object;
@@ -348,6 +402,7 @@ void iterator_dealloc(PyObject* object) {
   iterator_clear(object);
   delete as_iterator(object)->spare;
   delete as_iterator(object)->deliveries;
+  delete as_iterator(object)->limit;
   Py_TYPE(object)->tp_free(object);
 }
 
@@ -389,7 +444,9 @@ PyMethodDef iterator_methods[] = {
 PyTypeObject iterator_type = [] {
   PyTypeObject type = empty_type();
   type.tp_name = "stook._core.ResultIterator";
-  type.tp_doc = "ResultIterator(pool, jobs, ordered): results of jobs, as they are asked for.";
+  type.tp_doc =
+      "ResultIterator(pool, jobs, ordered, max_errors=-1, max_error_rate=0.0, batched=False): "
+      "results of jobs, as they are asked for.";
   type.tp_basicsize = sizeof(ResultIterator);
   type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC;
   type.tp_new = iterator_new;

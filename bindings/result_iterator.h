@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "bindings/python_api.h"
 #include "bindings/worker_pool.h"
@@ -13,6 +14,24 @@
 #include "workers/index_plan.h"
 
 namespace stook::bindings {
+
+// How many items of a pass may fail.
+struct ErrorLimit {
+  // A rate says little about the first few items.
+  static constexpr std::uint64_t kFewestItems = 100;
+
+  bool is_exceeded(std::uint64_t errors) const {
+    if (most >= 0) return errors > static_cast<std::uint64_t>(most);
+    return items >= kFewestItems && static_cast<double>(errors) > rate * static_cast<double>(items);
+  }
+  std::uint64_t& items_of(std::uint64_t job) { return of_job[job % of_job.size()]; }
+
+  std::int64_t most = -1;             // or, if negative,
+  double rate = 0;                    // of the items that were seen
+  bool batched = false;               // the payload of a job from Python is a sequence of items
+  std::uint64_t items = 0;            // of what was delivered
+  std::vector<std::uint64_t> of_job;  // items; by number: of the jobs of a window
+};
 
 struct ResultIterator {
   PyObject_HEAD PyObject* pool_object;  // keeps the pool
@@ -33,6 +52,7 @@ struct ResultIterator {
   std::uint64_t moved;
   std::uint64_t copied;
   std::uint64_t errors;
+  ErrorLimit* limit;  // none: any number may fail. GIL
   // A thread asks `jobs` for one. GIL.
   bool producing;
   // Scratch for one thread at a time, so that an element costs no allocation. GIL.

@@ -18,8 +18,9 @@ using workers::Manager;
 
 // Under the mutex. Deals a job; as only one iterator at a time has the pool, and its jobs have an
 // order, the numbers of a pass follow one another.
-std::uint64_t produce(ResultIterator* self, const workers::JobOrder& order) {
+std::uint64_t produce(ResultIterator* self, const workers::JobOrder& order, std::uint64_t items) {
   const std::uint64_t number = self->pool->manager.produce(order);
+  if (self->limit != nullptr) self->limit->items_of(number) = items;
   if (!self->has_dealt) self->first_job = number;
   self->has_dealt = true;
   return number;
@@ -81,7 +82,7 @@ void produce_from_plan(ResultIterator* self) {
     order.position = job.position;
     order.kind = self->plan->options().batch_size == 0 ? kIndexJob : kIndicesJob;
     order.payload = std::as_bytes(job.indices);
-    produce(self, order);
+    produce(self, order, job.indices.size());
   }
 }
 
@@ -114,6 +115,12 @@ bool produce_from_python(ResultIterator* self) {
   order.epoch = epoch;
   order.position = position;
   order.kind = kEncodedJob;
+  std::uint64_t items = 1;
+  if (self->limit != nullptr && self->limit->batched) {
+    const Py_ssize_t size = PyObject_Size(payload);
+    if (size < 0) return false;
+    items = static_cast<std::uint64_t>(size);
+  }
   OwnedRef failure;
   Encoder& encoder = self->pool->encoder;
   bool failed = false;
@@ -140,7 +147,7 @@ bool produce_from_python(ResultIterator* self) {
     const LockWithGil lock(self->pool->mutex);
     Manager& manager = self->pool->manager;
     if (has_pool(self) && manager.can_produce()) {
-      self->pool->held.hold(produce(self, order), std::move(sent));
+      self->pool->held.hold(produce(self, order, items), std::move(sent));
     } else if (manager.is_open()) {  // closed or iterated again meanwhile
       manager.free_arguments(order.blocks);
     }

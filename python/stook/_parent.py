@@ -67,9 +67,13 @@ class ParentFunctions:
         return ElementTimeout(position, seconds, worker)
 
     def too_many_errors(
-        self, errors: int, items: int, allowed: float | None = None, last: str = ""
+        self, errors: int, items: int, allowed: float, error: BaseException | None
     ) -> TooManyErrors:
-        return TooManyErrors(errors, items, allowed, last)
+        """`error`: what the last one raised, if it was to be raised."""
+        last = "" if error is None else f"{type(error).__name__}: {error}"
+        too_many = TooManyErrors(errors, items, allowed, last)
+        too_many.__cause__ = error
+        return too_many
 
     def undecodable_result(self, error: BaseException) -> BaseException:
         return mark_undecodable(error, "result")

@@ -93,7 +93,15 @@ class ProcessPool:
                 self._stop()
             if self._core is None:
                 self._start()
-            iterator = ProcessIterator(self._core, jobs, ordered)
+            is_number = isinstance(max_errors, int)
+            iterator = ProcessIterator(
+                self._core,
+                jobs,
+                ordered,
+                max_errors=max_errors if is_number else -1,
+                max_error_rate=0.0 if is_number else max_errors or 0.0,
+                batched=self._task.batch_size is not None,
+            )
             iterator._pool = self
             return iterator
 

@@ -1,0 +1,122 @@
+"""Passes that end because too much has failed: the same ones, wherever the elements are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import stook
+
+OPTIONS = pytest.mark.parametrize(
+    "options",
+    [
+        stook.MultiprocessingOptions(num_workers=0),
+        stook.MultiprocessingOptions(num_workers=2, start_method="fork"),
+        stook.MultiprocessingOptions(num_workers=5, start_method="fork"),
+        stook.MultithreadingOptions(num_threads=2),
+    ],
+    ids=["inline", "two", "five", "threads"],
+)
+
+
+def fail_in_tens(index: int) -> int:
+    if index % 10 == 0:
+        raise ValueError(index)
+    return index
+
+
+def run(loader: stook.DataLoader) -> tuple[list[Any], stook.TooManyErrors | None]:
+    """The elements and messages of a pass, up to its end or to too many errors."""
+    seen: list[Any] = []
+    iterator = iter(loader)
+    while True:
+        try:
+            element = next(iterator)
+        except StopIteration:
+            return seen, None
+        except stook.TooManyErrors as error:
+            assert list(iterator) == [], "the pass is over"
+            return seen, error
+        except ValueError as error:
+            element = str(error)
+        seen.append(element if isinstance(element, (int, str)) else element.tolist())
+
+
+@OPTIONS
+@pytest.mark.parametrize("source", ["indexed", "iterable"])
+def test_so_many_errors_are_raised_and_no_more(options: Any, source: str) -> None:
+    items = range(50) if source == "indexed" else iter(range(50))
+    with stook.DataLoader(items, fail_in_tens, options=options, max_errors=2) as loader:
+        seen, error = run(loader)
+        assert seen == ["0", *range(1, 10), "10", *range(11, 20)]
+        assert error is not None
+        assert (error.errors, error.items, error.allowed) == (3, 21, 2)
+        assert error.last == "ValueError: 20"
+        assert isinstance(error.__cause__, ValueError)
+        assert loader.stats().errors == 3
+
+
+@OPTIONS
+def test_fewer_errors_end_nothing_and_each_pass_counts_anew(options: Any) -> None:
+    with stook.DataLoader(range(50), fail_in_tens, options=options, max_errors=5) as loader:
+        for _ in range(3):
+            seen, error = run(loader)
+            assert error is None
+            assert len(seen) == 50
+
+
+@OPTIONS
+@pytest.mark.parametrize("source", ["indexed", "iterable"])
+def test_items_left_out_of_batches_count_one_by_one(options: Any, source: str) -> None:
+    items = range(50) if source == "indexed" else iter(range(50))
+    with stook.DataLoader(
+        items, fail_in_tens, options=options, batch_size=15, on_error="skip", max_errors=3
+    ) as loader:
+        seen, error = run(loader)
+        # 0 and 10, then 20, then 30 and 40.
+        assert [len(batch) for batch in seen] == [13, 14]
+        assert error is not None
+        assert (error.errors, error.items) == (5, 45)
+
+
+@OPTIONS
+@pytest.mark.parametrize("source", ["indexed", "iterable"])
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_a_rate_counts_from_the_hundredth_item_on(
+    options: Any, source: str, batch_size: int | None
+) -> None:
+    def load(index: int) -> int:
+        if index % 4 == 1 or index > 150:
+            raise ValueError(index)
+        return index
+
+    items = range(300) if source == "indexed" else iter(range(300))
+    with stook.DataLoader(
+        items, load, options=options, batch_size=batch_size, on_error="skip", max_errors=0.3
+    ) as loader:
+        seen, error = run(loader)
+        assert error is not None
+        assert error.errors > 0.3 * error.items
+        assert error.items >= 100
+        taken = [number for batch in seen for number in (batch if batch_size else [batch])]
+        assert taken == [n for n in range(151) if n % 4 != 1][: len(taken)]
+        # Neither earlier nor later: one item, or one batch, before it was not too much.
+        step = batch_size or 1
+        failed = [n for n in range(error.items) if n % 4 == 1 or n > 150]
+        assert len(failed) == error.errors
+        before = [n for n in failed if n < error.items - step]
+        assert len(before) <= 0.3 * (error.items - step)
+
+
+@OPTIONS
+def test_a_rate_is_patient_at_first(options: Any) -> None:
+    def load(index: int) -> int:
+        if index < 40:
+            raise ValueError(index)
+        return index
+
+    with stook.DataLoader(range(300), load, options=options, max_errors=0.5) as loader:
+        seen, error = run(loader)
+        assert error is None
+        assert len(seen) == 300
