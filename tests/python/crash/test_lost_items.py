@@ -301,3 +301,53 @@ def test_without_workers_what_took_too_long_is_noticed_at_its_end() -> None:
         range(4), transform, options=options, batch_size=2, on_error=lambda e: -9
     )
     assert np.concatenate(list(loader)).tolist() == [0, 1, -9, 3]
+
+
+def test_what_took_too_long_is_not_tried_again() -> None:
+    asked = []
+
+    def transform(index: int) -> int:
+        asked.append(index)
+        end = time.monotonic() + 2 * SECONDS
+        while index == 1 and time.monotonic() < end:
+            pass
+        return index
+
+    options = stook.MultiprocessingOptions(timeout=SECONDS)
+    loader = stook.DataLoader(range(3), transform, options=options, retries=3, on_error="skip")
+    assert list(loader) == [0, 2]
+    assert asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_what_comes_too_late_is_dropped_and_its_thread_ends(ordered: bool) -> None:
+    let_go = threading.Event()
+    stuck: list[threading.Thread] = []
+
+    def transform(index: int) -> int:
+        if index == 1:
+            stuck.append(threading.current_thread())
+            let_go.wait(60)
+        if index == 3:
+            let_go.set()
+            stuck[0].join(60)
+        return index
+
+    options = stook.MultithreadingOptions(1, timeout=SECONDS)
+    with stook.DataLoader(
+        range(6), transform, options=options, ordered=ordered, seed=None
+    ) as elements:
+        iterator = iter(elements)
+        assert next(iterator) == 0
+        with pytest.raises(stook.ElementTimeout):
+            next(iterator)
+        # The third may itself be late: it waits for a thread.
+        found = [next(iterator)]
+        for _ in range(3):
+            try:
+                found.append(next(iterator))
+            except stook.ElementTimeout as error:
+                found.append(error.index)
+        assert found == [2, 3, 4, 5]
+        assert not stuck[0].is_alive()
+        assert list(iterator) == []
