@@ -17,12 +17,11 @@
 #include <stdexcept>
 #include <utility>
 
-#include "shm/ring.h"
+#include "tests/cpp/process/pool_runner.h"
 #include "workers/fork_server.h"
 
 namespace stook {
 
-using workers::BlockRef;
 using workers::Manager;
 using workers::OutcomeKind;
 
@@ -33,8 +32,6 @@ constexpr unsigned kSecondsUntilHung = 110;
 std::uint64_t mixed(std::uint64_t epoch, std::uint64_t position, std::uint64_t i) {
   return (epoch * 1000003 + position * 8191 + i) * 0x9e3779b97f4a7c15ULL;
 }
-
-std::byte filler_of(std::uint64_t epoch) { return static_cast<std::byte>(0x77 + epoch); }
 
 std::size_t open_descriptors() {
   std::size_t count = 0;
@@ -52,214 +49,6 @@ std::string stook_mappings() {
   }
   return found;
 }
-
-class Runner : public workers::JobRunner {
- public:
-  Runner(Blackboard& blackboard, int gate) : blackboard_(blackboard), gate_(gate) {}
-
-  void before_sleep() override {}
-  void after_sleep() override {}
-
-  void run(const workers::Job& job, workers::Worker& worker) override {
-    Order order;
-    std::memcpy(&order, job.payload.data(), sizeof order);
-    if (job.payload.size() != sizeof order + order.filler) ++blackboard_.wrong;
-    ++blackboard_.started;
-    switch (order.act) {
-      case Act::kMake:
-      case Act::kMakeCopied:
-        return make(job, worker, order);
-      case Act::kMakeEnvelope:
-        return make_envelope(job, worker, order);
-      case Act::kRaise:
-        return raise_error(job, worker);
-      case Act::kSkip:
-        return skip(job, worker);
-      case Act::kDie:
-        ::kill(::getpid(), SIGKILL);
-        break;
-      case Act::kDieWithArray:
-        die_with_array(job, worker, order);
-        break;
-      case Act::kDieHavingCounted:
-        if (worker.incarnation() != 0) return make(job, worker, order);
-        count_what_is_not_published(worker);
-        ::kill(::getpid(), SIGKILL);
-        break;
-      case Act::kDieOnce:
-        if (worker.incarnation() == 0) die_with_array(job, worker, order);
-        return make(job, worker, order);
-      case Act::kDieAfterPublish:
-        make(job, worker, order);
-        ::kill(::getpid(), SIGKILL);
-        break;
-      case Act::kExit:
-        ::_exit(0);
-      case Act::kStick:
-        for (;;) ::pause();
-      case Act::kWaitAtGate:
-        wait_at_gate(job, order);
-        return make(job, worker, order);
-      case Act::kLeaveChild:
-        leave_child();
-        return make(job, worker, order);
-      case Act::kLieAboutOffset:
-      case Act::kLieAboutId:
-      case Act::kLieAboutSize:
-      case Act::kLieAboutOverflow:
-      case Act::kLieAboutSecond:
-      case Act::kLieAboutBlocks:
-        return lie(job, worker, order.act);
-    }
-  }
-
- private:
-  static std::optional<workers::WorkerArena::Allocation> array_of(const workers::Job& job,
-                                                                  workers::Worker& worker,
-                                                                  const Order& order,
-                                                                  ElementHead& head) {
-    for (std::uint64_t i = 0; i < order.spin; ++i)
-      std::atomic_signal_fence(std::memory_order_seq_cst);
-    head = {job.epoch, job.position, order.bytes, 0, ::getpid(), 1};
-    const auto block = worker.arena().allocate(order.bytes);
-    if (block) head.sum = write_array(block->data, order.bytes, job.epoch, job.position);
-    return block;
-  }
-
-  void make(const workers::Job& job, workers::Worker& worker, const Order& order) {
-    ElementHead head{};
-    const auto block = array_of(job, worker, order, head);
-    workers::ResultDraft draft;
-    draft.job = job.number;
-    if (!block) return publish_error(draft, worker, "no room for the array");
-    const BlockRef ref{block->block.offset, block->block.capacity, block->block.id, 0};
-    draft.payload = std::as_bytes(std::span(&head, 1));
-    draft.array_bytes = order.bytes;
-    if (order.act == Act::kMakeCopied) {
-      draft.made_blocks = {&ref, 1};
-      draft.copied = 1;
-    } else {
-      draft.moved_blocks = {&ref, 1};
-      draft.moved = 1;
-    }
-    if (!worker.publish(draft)) return publish_error(draft, worker, "no room for the envelope");
-    if (order.act != Act::kMakeCopied) worker.arena().free(block->data);
-  }
-
-  static void make_envelope(const workers::Job& job, workers::Worker& worker, const Order& order) {
-    ElementHead head{job.epoch, job.position, order.bytes, 0, ::getpid(), 0};
-    std::vector<std::byte> envelope(sizeof head + order.bytes);
-    head.sum = write_array(envelope.data() + sizeof head, order.bytes, job.epoch, job.position);
-    std::memcpy(envelope.data(), &head, sizeof head);
-    workers::ResultDraft draft;
-    draft.job = job.number;
-    draft.payload = envelope;
-    if (!worker.publish(draft)) publish_error(draft, worker, "no room for the envelope");
-  }
-
-  static void publish_error(const workers::ResultDraft& draft, workers::Worker& worker,
-                            const std::string& text) {
-    workers::ResultDraft error;
-    error.job = draft.job;
-    error.kind = workers::ResultKind::kError;
-    error.payload = std::as_bytes(std::span(text));
-    worker.publish(error);
-  }
-
-  static void skip(const workers::Job& job, workers::Worker& worker) {
-    workers::ResultDraft draft;
-    draft.job = job.number;
-    draft.kind = workers::ResultKind::kSkipped;
-    draft.failed = static_cast<std::uint32_t>(job.position);
-    draft.consumed = static_cast<std::uint32_t>(job.position + 1);
-    worker.publish(draft);
-  }
-
-  static void raise_error(const workers::Job& job, workers::Worker& worker) {
-    workers::ResultDraft draft;
-    draft.job = job.number;
-    publish_error(draft, worker, "error of job " + std::to_string(job.position));
-  }
-
-  static void die_with_array(const workers::Job& job, workers::Worker& worker, const Order& order) {
-    ElementHead head{};
-    (void)array_of(job, worker, order, head);
-    ::kill(::getpid(), SIGKILL);
-  }
-
-  // As a kill between the count of a block and its publication leaves it.
-  static void count_what_is_not_published(workers::Worker& worker) {
-    std::ifstream maps("/proc/self/maps");
-    for (std::string line; std::getline(maps, line);) {
-      if (line.find("memfd:stook-control") == std::string::npos) continue;
-      auto* base = reinterpret_cast<std::byte*>(std::stoull(line, nullptr, 16));
-      const auto& header = *reinterpret_cast<workers::ControlHeader*>(base);
-      const workers::Control control(base, {header.worker_count, header.job_capacity});
-      control.cell(worker.index()).handed_bytes.fetch_add(4096);
-    }
-  }
-
-  void wait_at_gate(const workers::Job& job, const Order& order) {
-    ++blackboard_.at_gate;
-    std::uint64_t one = 0;
-    while (::read(gate_, &one, sizeof one) < 0 && errno == EINTR) {
-    }
-    for (std::uint64_t i = sizeof order; i < job.payload.size(); ++i) {
-      if (job.payload[i] != filler_of(job.epoch)) {
-        ++blackboard_.wrong;
-        break;
-      }
-    }
-    ++blackboard_.past_gate;
-  }
-
-  void leave_child() {
-    const pid_t child = ::fork();
-    if (child == 0) {
-      for (;;) ::pause();
-    }
-    blackboard_.child = child;
-  }
-
-  // Writes the slot by hand; the only result that this worker ever publishes.
-  void lie(const workers::Job& job, workers::Worker& worker, Act act) {
-    const shm::Mapping& memory = worker.arena().memory();
-    const std::uint64_t capacity = 2;  // a lone first result lies in slot 0 whatever the capacity
-    shm::RingWriter<workers::ResultSlot> ring(
-        shm::arena_header(memory).results,
-        reinterpret_cast<workers::ResultSlot*>(memory.data() + shm::ArenaLayout::kSlotsOffset),
-        capacity);
-    workers::ResultSlot* slot = ring.prepare();
-    const auto block = worker.arena().allocate(4096);
-    BlockRef ref{block->block.offset, block->block.capacity, block->block.id, 0};
-    *slot = {};
-    slot->job = job.number;
-    slot->block_count = 1;
-    if (act == Act::kLieAboutOffset) ref.offset = memory.size();
-    if (act == Act::kLieAboutId) ref.id = shm::kMaxBlocks;
-    if (act == Act::kLieAboutSize) slot->payload_bytes = workers::kResultInlineBytes;
-    if (act == Act::kLieAboutOverflow) slot->payload_bytes = ~std::uint64_t{0} - 8;
-    if (act == Act::kLieAboutBlocks) {
-      // References and payload add up to the envelope's size only because the sum wraps round.
-      slot->external = 1;
-      slot->block_count = 100;
-      slot->payload_bytes = 48 - 100 * sizeof(BlockRef);
-      ref.bytes = 48;
-    }
-    std::memcpy(slot->bytes, &ref, sizeof ref);
-    if (act == Act::kLieAboutSecond) {
-      slot->block_count = 2;
-      ref.id = shm::kMaxBlocks;
-      std::memcpy(slot->bytes + sizeof ref, &ref, sizeof ref);
-    }
-    ring.publish();
-    ++blackboard_.lies;
-    for (;;) ::pause();
-  }
-
-  Blackboard& blackboard_;
-  int gate_;
-};
 
 class Host : public workers::ForkHost {
  public:
@@ -283,8 +72,7 @@ class Host : public workers::ForkHost {
         worker.publish(draft);
         ::_exit(1);
       }
-      Runner runner(blackboard_, gate_);
-      worker.run(runner);
+      worker.run(*make_runner(blackboard_, gate_));
     } catch (const std::exception& error) {
       std::fprintf(stderr, "in a worker: %s\n", error.what());
     }
@@ -366,7 +154,7 @@ std::string Element::fault() const {
 }
 
 void Element::release() {
-  for (const BlockRef& block : blocks_) outcome_.arena->release(block.id);
+  for (const workers::BlockRef& block : blocks_) outcome_.arena->release(block.id);
   blocks_.clear();
 }
 
@@ -493,6 +281,17 @@ void Ledger::check() const {
   for (std::uint64_t position = 0; position < seen_.size(); ++position) {
     ASSERT_EQ(seen_[position], 1U) << "times that element " << position << " arrived";
   }
+}
+
+workers::Control control_memory() {
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find("memfd:stook-control") == std::string::npos) continue;
+    auto* base = reinterpret_cast<std::byte*>(std::stoull(line, nullptr, 16));
+    const auto& header = *reinterpret_cast<workers::ControlHeader*>(base);
+    return {base, {header.worker_count, header.job_capacity}};
+  }
+  throw std::runtime_error("no control memory is mapped");
 }
 
 bool is_running(pid_t pid) {

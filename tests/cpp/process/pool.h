@@ -22,20 +22,23 @@ namespace stook {
 
 // What user code does with a job.
 enum class Act : std::uint32_t {
-  kMake,              // an array, moved into the element
-  kMakeCopied,        // an array, copied into a block made for the element
-  kMakeEnvelope,      // `bytes` of envelope, no array
-  kRaise,             // an error
-  kSkip,              // nothing to deliver
-  kDie,               // killed before anything is allocated
-  kDieWithArray,      // killed with the array written, nothing published
-  kDieOnce,           // as kDieWithArray, but only in a worker's first incarnation
-  kDieHavingCounted,  // in the first incarnation: killed after a block was counted as handed over
-  kDieAfterPublish,   // killed after the element was published
-  kExit,              // ends with exit code 0
-  kStick,             // never returns
-  kWaitAtGate,        // waits until the test opens the gate, checks its payload, then makes
-  kLeaveChild,        // forks a child that outlives the job, then makes
+  kMake,               // an array, moved into the element
+  kMakeCopied,         // an array, copied into a block made for the element
+  kMakeEnvelope,       // `bytes` of envelope, no array
+  kRaise,              // an error
+  kSkip,               // nothing to deliver
+  kDie,                // killed before anything is allocated
+  kDieWithArray,       // killed with the array written, nothing published
+  kDieOnce,            // as kDieWithArray, but only in a worker's first incarnation
+  kDieHavingCounted,   // in the first incarnation: killed after a block was counted as handed over
+  kDieAfterPublish,    // killed after the element was published
+  kExit,               // ends with exit code 0
+  kStick,              // never returns
+  kStickOnce,          // the same, but only in a worker's first incarnation
+  kStickAfterPublish,  // makes, and never returns
+  kItems,       // eight items: sets of 8 bits in `bytes` say which die, stick, and run once lost
+  kWaitAtGate,  // waits until the test opens the gate, checks its payload, then makes
+  kLeaveChild,  // forks a child that outlives the job, then makes
   kLieAboutOffset,    // publishes a block that lies outside the arena
   kLieAboutId,        // publishes a block whose id cannot be
   kLieAboutSize,      // publishes an envelope larger than its slot
@@ -71,6 +74,7 @@ std::uint64_t sum_of(const std::byte* data, std::uint64_t bytes);
 struct Blackboard {
   std::atomic<std::uint64_t> started;       // jobs that reached user code
   std::atomic<std::uint64_t> at_gate;       // workers that wait, or have waited, at the gate
+  std::atomic<std::uint64_t> stuck;         // jobs that will not return
   std::atomic<std::uint64_t> past_gate;     // workers that left it, their payloads checked
   std::atomic<std::uint64_t> lies;          // results that cannot be, published
   std::atomic<std::uint64_t> wrong;         // payloads that changed under a waiting worker
@@ -172,5 +176,8 @@ class Ledger {
 };
 
 bool is_running(pid_t pid);
+
+// The control memory that this process has mapped: the only pool's.
+workers::Control control_memory();
 
 }  // namespace stook

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <string>
 
@@ -62,6 +63,24 @@ TEST(Manager, ANumberOfWorkersThatCannotBeIsRefused) {
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
       EXPECT_NE(std::string(error.what()).find(std::to_string(count)), std::string::npos);
+    }
+    ::kill(server.pid, SIGKILL);
+    ::waitpid(server.pid, nullptr, 0);
+  }
+}
+
+TEST(Manager, JobsWithoutAnOrderHaveNeitherTimeOutNorLosses) {
+  for (const bool timeout : {true, false}) {
+    Impostor server(sleep_for_ever);
+    ManagerOptions options;
+    options.any_order = true;
+    options.report_losses = !timeout;
+    if (timeout) options.element_timeout = std::chrono::seconds(1);
+    try {
+      Manager manager(options, std::move(server.socket), server.pid);
+      ADD_FAILURE() << "no error";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
     }
     ::kill(server.pid, SIGKILL);
     ::waitpid(server.pid, nullptr, 0);
