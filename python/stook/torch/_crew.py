@@ -36,6 +36,7 @@ class Crew:
         self.digest = digest
         self.options = options
         self.used: set[int] = set()  # workers that were given a job since they were new
+        self.heard: set[int] = set()  # and those of them that something came from
         self._made_by = os.getpid()
         self._pool = ProcessPool(task, options)
 
@@ -49,6 +50,15 @@ class Crew:
     def pids(self) -> list[int]:
         core = self._pool._core
         return [] if core is None or not core.is_open else core.worker_pids
+
+    @property
+    def can_be_renewed(self) -> bool:
+        """False if killing what was used would look as if workers could not even start.
+
+        How often that may happen is bounded by `max_restarts`, which is a large number unless lost
+        jobs are run again.
+        """
+        return self.options.on_worker_death == "raise" or self.used <= self.heard
 
     def renew(self) -> None:
         """Kills the workers that were used; the next job brings new ones in their places."""
@@ -75,6 +85,7 @@ class Crew:
             for descriptor in ended:
                 os.close(descriptor)
         self.used.clear()
+        self.heard.clear()
 
     def close(self) -> None:
         """Ends every process. Tensors stay valid."""
@@ -125,7 +136,7 @@ class CrewStore:
 
     def give_back(self, crew: Crew) -> None:
         """Of an iterator that is done with it."""
-        if not crew.digest:
+        if not crew.digest or not crew.can_be_renewed:
             crew.close()
             return
         crew.renew()

@@ -162,6 +162,8 @@ class WorkersIterator(_Base):  # type: ignore[misc]
             element = self._next_element()
             kind, worker, pid = element[:3]
             self._workers[worker].pid = pid
+            if self._crew is not None:  # not closed by another thread meanwhile
+                self._crew.heard.add(worker)
             self._under_way[worker] -= 1
             if kind == ENDED:
                 self._active[worker] = False

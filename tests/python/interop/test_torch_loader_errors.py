@@ -241,6 +241,16 @@ def test_on_worker_death_restart_makes_the_batch_again(tmp_path: Any) -> None:
     assert list(loader(Failing(kill_once, 2), options=options)) == list(range(8))
 
 
+def test_leaving_early_is_no_death_that_counts() -> None:
+    options = stook.MultiprocessingOptions(on_worker_death="restart", max_restarts=0)
+    batches = stook.torch.DataLoader(Indices(4), None, num_workers=2, options=options)
+    for _ in range(2):
+        for batch in batches:  # the other worker may not have given anything
+            assert batch == 0
+            break
+    assert list(batches) == [0, 1, 2, 3]
+
+
 class Numbers(data.IterableDataset):
     """Worker w gives w, w + 10, ...; worker 1 dies when it is to give its third."""
 
