@@ -21,7 +21,7 @@ py::int_ index_of(std::uint64_t value) {
   return py::reinterpret_steal<py::int_>(PyLong_FromUnsignedLongLong(value));
 }
 
-// (epoch, position, index or tuple of indices), as the task takes it.
+// (epoch, number, index or tuple of indices), as the task takes it.
 py::tuple next_job(IndexPlan& plan) {
   IndexPlan::Job job;
   if (!plan.next(job)) throw py::stop_iteration();
@@ -35,7 +35,7 @@ py::tuple next_job(IndexPlan& plan) {
     }
     payload = std::move(indices);
   }
-  return py::make_tuple(index_of(job.epoch), index_of(job.position), std::move(payload));
+  return py::make_tuple(index_of(job.epoch), index_of(job.number), std::move(payload));
 }
 
 }  // namespace
@@ -43,7 +43,7 @@ py::tuple next_job(IndexPlan& plan) {
 void register_index_plan(py::module_& module) {
   py::class_<IndexPlan>(module, "IndexPlan",
                         "The jobs of a pass over a source that is indexed: an iterator of (epoch, "
-                        "position, index), or of (epoch, position, tuple of indices) with a batch "
+                        "number, index), or of (epoch, number, tuple of indices) with a batch "
                         "size other than 0; see workers/index_plan.h. Its length is the number of "
                         "jobs in one epoch of this shard.")
       .def(py::init([](std::uint64_t length, std::uint64_t batch_size, bool drop_remainder,

@@ -41,6 +41,11 @@ void count_errors(ResultIterator* self, std::uint64_t errors) {
   self->pool->errors += errors;
 }
 
+// A job of before a restart, which another thread had in hand, is none of these.
+void note_delivery(ResultIterator* self, std::uint64_t job) {
+  if (self->has_dealt && job >= self->first_job) self->deliveries->add(job - self->first_job);
+}
+
 void abandon(ResultIterator* self);
 
 // Counts what failed. False if that is too much: the pass is over then, and the error set. `error`:
@@ -77,7 +82,7 @@ PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
     PyObject* element =
         pool.decoder.decode_leased(taken.payload, taken.blocks, outcome.arena, taken.copy_out);
     pool.held.release(outcome.job);
-    self->deliveries->add(outcome.job - self->first_job);
+    note_delivery(self, outcome.job);
     if (element == nullptr) {
       const OwnedRef error = take_exception();
       if (bear_errors(self, outcome.failed + 1, error.get())) raise_exception(error.get());
@@ -105,7 +110,7 @@ PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
     self->finished = true;
   } else {
     pool.held.release(outcome.job);
-    self->deliveries->add(outcome.job - self->first_job);
+    note_delivery(self, outcome.job);
   }
   if (outcome.kind == workers::OutcomeKind::kSkipped) {
     if (outcome.failed != 0) bear_errors(self, outcome.failed, nullptr);
@@ -324,6 +329,23 @@ void abandon(ResultIterator* self) {
   begin_pass(*self->pool);
 }
 
+// What the iterator is to deal from: the plan behind `jobs`, or none for a Python iterator. False
+// with an error set when it is neither.
+bool check_jobs(PyObject* jobs, workers::IndexPlan*& plan) {
+  if (py::isinstance<workers::IndexPlan>(jobs)) {
+    plan = py::handle(jobs).cast<workers::IndexPlan*>();
+  } else if (!PyIter_Check(jobs)) {
+    PyErr_SetString(PyExc_TypeError, "jobs must be an IndexPlan or an iterator");
+    return false;
+  }
+  return true;
+}
+
+std::unique_ptr<workers::Deliveries> new_deliveries(const workers::IndexPlan* plan) {
+  return std::make_unique<workers::Deliveries>(plan == nullptr ? std::vector<std::uint64_t>()
+                                                               : plan->options().skip);
+}
+
 PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
   static const char* names[] = {"pool",           "jobs",    "ordered", "max_errors",
                                 "max_error_rate", "batched", nullptr};
@@ -342,19 +364,12 @@ PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywor
   workers::IndexPlan* plan = nullptr;
   try {
     pool = py::handle(pool_object).cast<WorkerPool*>();
-    if (py::isinstance<workers::IndexPlan>(jobs))
-      plan = py::handle(jobs).cast<workers::IndexPlan*>();
   } catch (const py::cast_error&) {
     PyErr_SetString(PyExc_TypeError, "pool must be a WorkerPool");
     return nullptr;
   }
-  if (plan == nullptr && !PyIter_Check(jobs)) {
-    PyErr_SetString(PyExc_TypeError, "jobs must be an IndexPlan or an iterator");
-    return nullptr;
-  }
-  if (!check_process(*pool)) return nullptr;
-  auto deliveries = std::make_unique<workers::Deliveries>(
-      plan == nullptr ? std::vector<std::uint64_t>() : plan->options().skip);
+  if (!check_jobs(jobs, plan) || !check_process(*pool)) return nullptr;
+  auto deliveries = new_deliveries(plan);
   std::unique_ptr<ErrorLimit> limit;
   if (max_errors >= 0 || max_error_rate > 0) {
     limit = std::make_unique<ErrorLimit>();
@@ -412,6 +427,28 @@ PyObject* iterator_close(PyObject* object, PyObject*) {
   Py_RETURN_NONE;
 }
 
+// Gives up what is under way and goes on with other jobs: counts go on, what was delivered begins
+// anew. A thread that waits in next() meanwhile finds the iterator closed.
+PyObject* iterator_restart(PyObject* object, PyObject* jobs) {
+  ResultIterator* self = as_iterator(object);
+  workers::IndexPlan* plan = nullptr;
+  if (!check_jobs(jobs, plan) || !check_usable(self)) return nullptr;
+  auto deliveries = new_deliveries(plan);
+  const std::uint64_t pass = begin_pass(*self->pool);
+  Py_INCREF(jobs);
+  const OwnedRef old_jobs(std::exchange(self->jobs, jobs));
+  const OwnedRef old_error(std::exchange(self->source_error, nullptr));
+  delete std::exchange(self->deliveries, deliveries.release());
+  self->plan = plan;
+  self->pass = pass;
+  self->has_dealt = self->jobs_done = self->finished = false;
+  Py_RETURN_NONE;
+}
+
+PyObject* iterator_is_finished(PyObject* object, PyObject*) {
+  return PyBool_FromLong(as_iterator(object)->finished ? 1 : 0);
+}
+
 PyObject* iterator_counts(PyObject* object, PyObject*) {
   const ResultIterator* self = as_iterator(object);
   return Py_BuildValue(
@@ -438,6 +475,8 @@ PyMethodDef iterator_methods[] = {
     {"delivered", iterator_delivered, METH_NOARGS,
      "(lowest, ahead): every job with an ordinal below `lowest` was delivered, as an element or an "
      "error, and so were those in the sorted list `ahead`. Waits for nothing."},
+    {"restart", iterator_restart, METH_O, "Gives up what is under way and goes on with `jobs`."},
+    {"is_finished", iterator_is_finished, METH_NOARGS, "True once next() has ended the pass."},
     {nullptr, nullptr, 0, nullptr},
 };
 

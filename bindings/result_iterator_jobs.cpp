@@ -79,7 +79,7 @@ void produce_from_plan(ResultIterator* self) {
     }
     workers::JobOrder order;
     order.epoch = job.epoch;
-    order.position = job.position;
+    order.position = job.number;
     order.kind = self->plan->options().batch_size == 0 ? kIndexJob : kIndicesJob;
     order.payload = std::as_bytes(job.indices);
     produce(self, order, job.indices.size());
@@ -93,7 +93,11 @@ bool produce_from_python(ResultIterator* self) {
     ResultIterator* iterator;
     ~Done() { iterator->producing = false; }
   } done{self};
-  const OwnedRef job(PyIter_Next(self->jobs));
+  const std::uint64_t pass = self->pass;
+  Py_INCREF(self->jobs);
+  const OwnedRef jobs(self->jobs);
+  const OwnedRef job(PyIter_Next(jobs.get()));
+  if (self->pass != pass) return PyErr_Occurred() == nullptr;  // restarted meanwhile
   if (!job) {
     self->jobs_done = true;
     if (PyErr_Occurred() == nullptr) return true;
@@ -146,7 +150,7 @@ bool produce_from_python(ResultIterator* self) {
   try {
     const LockWithGil lock(self->pool->mutex);
     Manager& manager = self->pool->manager;
-    if (has_pool(self) && manager.can_produce()) {
+    if (self->pass == pass && has_pool(self) && manager.can_produce()) {
       self->pool->held.hold(produce(self, order, items), std::move(sent));
     } else if (manager.is_open()) {  // closed or iterated again meanwhile
       manager.free_arguments(order.blocks);

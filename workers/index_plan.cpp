@@ -140,6 +140,8 @@ bool IndexPlan::next(Job& job) {
     }
     job.epoch = options_.first_epoch + epochs_done_;
     job.position = position_++;
+    job.number = first_place_of(job.epoch) / batch_ + options_.shard_index +
+                 job.position * options_.shard_count;
     job.ordinal = ordinal_++;
     const std::uint64_t item = item_;
     const std::uint64_t count = std::min(batch_, items_ - item);

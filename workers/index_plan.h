@@ -81,8 +81,11 @@ class IndexPlan {
   struct Job {
     std::uint64_t epoch = 0;
     std::uint64_t position = 0;  // of the job within its epoch
-    std::uint64_t ordinal = 0;   // of the job within the pass
-    std::uint64_t place = 0;     // of the first item, within the epoch
+    // The same among those of all shards, which are dealt in turn: what tells shards apart where
+    // draws depend on it. Without shards it is the position.
+    std::uint64_t number = 0;
+    std::uint64_t ordinal = 0;  // of the job within the pass
+    std::uint64_t place = 0;    // of the first item, within the epoch
     // Exactly one unless there is a batch size. Valid until the plan's next call.
     std::span<const std::uint64_t> indices;
   };

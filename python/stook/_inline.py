@@ -6,13 +6,14 @@ know which of the two it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ._deliveries import CLOSED, Counts, Deliveries
 from ._element_errors import SKIP
 from ._iterator import LoaderIterator
 from ._locks import renew_lock_in_child
+from ._state import ordinals
 from ._task import BoundTask, LoaderTask
 from .errors import StookError, TooManyErrors
 from .stats import LoaderStats
@@ -32,14 +33,22 @@ class InlinePool:
         self._task = task
 
     def iterate(
-        self, jobs: Iterator[Any], *, ordered: bool, max_errors: float | None = None
+        self,
+        jobs: Iterator[Any],
+        *,
+        ordered: bool,
+        skip: Sequence[int] = (),
+        max_errors: float | None = None,
     ) -> InlineIterator:
-        """Starts a pass over `jobs`; one element is made at a time, so always in order."""
+        """Starts a pass over `jobs`; one element is made at a time, so always in order.
+
+        `skip`: ordinals of jobs that are left out; see `_jobs.Jobs`.
+        """
         task = self._task
         deliveries = Deliveries(
             self._counts, batched=task.batch_size is not None, max_errors=max_errors
         )
-        return InlineIterator(jobs, task.bind(where="here"), deliveries)
+        return InlineIterator(jobs, task.bind(where="here"), deliveries, skip)
 
     def stats(self) -> LoaderStats:
         """Counts over all its iterators."""
@@ -54,12 +63,20 @@ class InlineIterator(LoaderIterator):
 
     _lock: Any  # see _locks.py
 
-    def __init__(self, jobs: Iterator[Any], run: BoundTask, deliveries: Deliveries) -> None:
+    def __init__(
+        self,
+        jobs: Iterator[Any],
+        run: BoundTask,
+        deliveries: Deliveries,
+        skip: Sequence[int] = (),
+    ) -> None:
         # None when the pass is over.
         self._work: tuple[Iterator[Any], BoundTask] | None = (jobs, run)
+        self._run = run
         self._closed = False
         self._deliveries = deliveries
-        self._loader: Any = None  # held while the pass goes on, as `for x in DataLoader(...)` needs
+        self._skip = skip
+        self._delivered = 0  # jobs that gave an element, an error or nothing
         # Threads may share one iterator, as they may with worker processes.
         renew_lock_in_child(self)
 
@@ -82,8 +99,10 @@ class InlineIterator(LoaderIterator):
                     try:
                         element = run(epoch, position, payload)
                     except BaseException as error:
+                        self._delivered += 1
                         self._deliveries.fail(error, payload)
                         raise
+                    self._delivered += 1
                     element = self._deliveries.take(element, payload)
                 except TooManyErrors:
                     self._work = None
@@ -96,6 +115,20 @@ class InlineIterator(LoaderIterator):
             if self._work is not None:
                 self._work = None
                 self._closed = True
+
+    def delivered(self) -> tuple[int, list[int]]:
+        return ordinals(self._skip, self._delivered, ())
+
+    def _has_ended(self) -> bool:
+        return self._work is None and not self._closed
+
+    def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
+        with self._lock:
+            if self._closed:
+                raise StookError(CLOSED)
+            self._work = jobs, self._run
+            self._skip = skip
+            self._delivered = 0
 
     def stats(self) -> LoaderStats:
         return self._deliveries.stats()

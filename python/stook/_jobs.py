@@ -2,62 +2,121 @@
 
 A `Dealing` knows the source and the settings. It is made once, and its `begin` gives the jobs of
 one pass, from some place on; whoever delivers tells `Jobs` how far it is, and gets the place.
+
+Of several shards, a pass is one: its elements are made of every `count`-th item of an epoch. What
+user code draws depends on the number of an element among those of all shards (`numbers`), so that
+shards draw differently, and without batches as a single loader over everything would.
 """
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import itertools
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import _core
-from .options import _shown
+from ._state import Place
 
-__all__ = ["Dealing", "IndexedDealing", "IterableDealing", "Jobs", "Place"]
+__all__ = ["Dealing", "IndexedDealing", "Jobs", "Plan", "count_elements"]
 
-_OWNER = "DataLoader"
+_MOST = (1 << 64) - 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
-    """Where a pass stands: what comes next.
+class Plan:
+    """The settings of a loader that say how items become elements.
 
     Attributes:
-      epoch: Counted over all passes of the loader.
-      position: Number of the next element within the epoch.
-      shuffle_seed: What the orders of the pass depend on, where `seed=None` left it to chance.
+      shard: Index and count.
     """
 
-    epoch: int = 0
-    position: int = 0
-    shuffle_seed: int | None = None
+    batch_size: int | None = None
+    drop_remainder: bool = False
+    shuffle: bool = False
+    seed: int | None = 0
+    shard: tuple[int, int] = (0, 1)
+
+    def elements_of(self, items: int, first_place: int = 0) -> int:
+        """Elements that this shard makes of the items from `first_place` on."""
+        index, count = self.shard
+        return count_elements(
+            max(0, -(-(items - first_place - index) // count)),
+            self.batch_size,
+            self.drop_remainder,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What a state and a loader must agree about."""
+        return {
+            "seed": self.seed,
+            "shard": list(self.shard),
+            "batch_size": self.batch_size,
+            "drop_remainder": self.drop_remainder,
+            "shuffle": self.shuffle,
+        }
 
 
 class Jobs(ABC):
     """The jobs of one pass.
 
-    A job has an ordinal: its number within the pass, in the order in which jobs are dealt.
+    A job has an ordinal: its number within the pass, in the order in which jobs are dealt. Those
+    that `skip` names are left out, as they were delivered before; they keep their ordinals.
     """
+
+    def __init__(self, start: Place) -> None:
+        self.start = start
+        self._iterator: Callable[[], Any] | None = None
+
+    @property
+    def skip(self) -> tuple[int, ...]:
+        """Ordinals that are not dealt."""
+        return self.start.ahead
 
     @abstractmethod
     def deal(self) -> Iterator[Any]:
-        """The jobs, as a pool takes them: (epoch, position, payload). To be called once."""
+        """The jobs, as a pool takes them: (epoch, number, payload). To be called once."""
 
     @abstractmethod
-    def place(self, lowest: int) -> Place:
-        """Where the pass stands when all jobs with an ordinal below `lowest` were delivered."""
+    def place(self, lowest: int, ahead: list[int] | None = None) -> Place:
+        """Where the pass stands.
+
+        Args:
+          lowest: All jobs with a smaller ordinal were delivered.
+          ahead: Those above it that were, in rising order.
+        """
+
+    @abstractmethod
+    def is_end(self, place: Place) -> bool:
+        """True if nothing comes after `place`."""
+
+    def follow(self, iterator: Callable[[], Any]) -> None:
+        """Takes a weak reference to the iterator that deals these jobs."""
+        self._iterator = iterator
 
 
 class Dealing(ABC):
     """How the passes over one source, with one set of settings, are cut into jobs."""
 
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What a state and a loader must agree about: see `place_of_state`."""
+
     @abstractmethod
     def begin(self, place: Place, num_epochs: int | None) -> Jobs:
-        """The jobs from `place` to the end of `num_epochs` epochs, its own included."""
+        """The jobs from `place` to the end of its pass, which has so many epochs in all.
+
+        Raises:
+          StookError: The source cannot begin there.
+        """
+
+    @abstractmethod
+    def check(self, place: Place, owner: str) -> None:
+        """Raises a `ValueError` for a place the source does not have, and what `begin` raises."""
 
     @abstractmethod
     def elements(self) -> int | None:
@@ -76,40 +135,36 @@ def count_elements(items: int, batch_size: int | None, drop_remainder: bool) -> 
     return whole + (1 if rest and not drop_remainder else 0)
 
 
-# ---- a source that is indexed --------------------------------------------------------------------
-
-
 class IndexedDealing(Dealing):
     """Every index of a source once an epoch, in order or shuffled: only indices are dealt."""
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int | None,
-        drop_remainder: bool,
-        shuffle: bool,
-        seed: int | None,
-    ) -> None:
-        self._length = length
-        self._batch_size = batch_size
-        self._drop_remainder = drop_remainder
-        self._shuffle = shuffle
-        self._seed = seed
-        self._per_epoch = count_elements(length, batch_size, drop_remainder)
+    def __init__(self, plan: Plan, length: int) -> None:
+        super().__init__(plan)
+        self.length = length
+        self._per_epoch = plan.elements_of(length)
+
+    def identity(self) -> dict[str, Any]:
+        return {"items": "indices", "length": self.length, **self.plan.identity()}
+
+    def check(self, place: Place, owner: str) -> None:
+        if place.first_place > self.length:
+            raise ValueError(
+                f"{owner}: the state's place must be 0 to {self.length}, the length of the source,"
+                f" got {place.first_place}"
+            )
+        most = self.plan.elements_of(self.length, place.first_place)
+        if place.position > most:
+            raise ValueError(
+                f"{owner}: the state's position must be 0 to {most}, the elements of its epoch, got"
+                f" {place.position}"
+            )
 
     def begin(self, place: Place, num_epochs: int | None) -> Jobs:
-        if self._shuffle and place.shuffle_seed is None:
-            seed = secrets.randbits(64) if self._seed is None else self._seed
+        plan = self.plan
+        if plan.shuffle and place.shuffle_seed is None:
+            seed = secrets.randbits(64) if plan.seed is None else plan.seed
             place = dataclasses.replace(place, shuffle_seed=seed)
-        plan = _core.IndexPlan(
-            self._length,
-            self._batch_size or 0,
-            self._drop_remainder,
-            place.shuffle_seed,
-            place.epoch,
-            num_epochs,
-        )
-        return _IndexedJobs(plan, place, self._per_epoch)
+        return _IndexedJobs(self, place, num_epochs)
 
     def elements(self) -> int:
         return self._per_epoch
@@ -117,95 +172,54 @@ class IndexedDealing(Dealing):
     def never_gives(self) -> str | None:
         if self._per_epoch:
             return None
-        if not self._length:
+        if not self.length:
             return "its length is 0"
-        return f"its length is {self._length}, batch_size={self._batch_size}, drop_remainder=True"
+        return (
+            f"its length is {self.length}, batch_size={self.plan.batch_size},"
+            f" drop_remainder={self.plan.drop_remainder}, shard={self.plan.shard}"
+        )
 
 
 class _IndexedJobs(Jobs):
-    def __init__(self, plan: _core.IndexPlan, start: Place, per_epoch: int) -> None:
-        self._plan = plan
-        self._start = start
-        self._per_epoch = per_epoch
+    def __init__(self, dealing: IndexedDealing, start: Place, num_epochs: int | None) -> None:
+        super().__init__(start)
+        self._dealing = dealing
+        self._end = None if num_epochs is None else start.first_epoch + num_epochs
+        self._per_epoch = dealing.elements()
+        # Of the epoch that the start is in.
+        self._left = dealing.plan.elements_of(dealing.length, start.first_place) - start.position
 
     def deal(self) -> Iterator[Any]:
-        return self._plan
-
-    def place(self, lowest: int) -> Place:
-        if not self._per_epoch:
-            return self._start
-        epochs, position = divmod(lowest, self._per_epoch)
-        return dataclasses.replace(self._start, epoch=self._start.epoch + epochs, position=position)
-
-
-# ---- a source that is iterated here --------------------------------------------------------------
-
-
-class IterableDealing(Dealing):
-    """What an iterable gives, drawn from it in this process when it is asked for."""
-
-    def __init__(self, source: Iterable[Any], batch_size: int | None, drop_remainder: bool) -> None:
-        self._source = source
-        self._batch_size = batch_size
-        self._drop_remainder = drop_remainder
-
-    def begin(self, place: Place, num_epochs: int | None) -> Jobs:
-        return _DrawnJobs(self, place, num_epochs)
-
-    def elements(self) -> int | None:
-        if not hasattr(type(self._source), "__len__"):
-            return None
-        length = len(self._source)  # type: ignore[arg-type]
-        return count_elements(length, self._batch_size, self._drop_remainder)
-
-    def payloads(self) -> Iterator[Any]:
-        """Those of one epoch."""
-        if self._batch_size is None:
-            yield from self._source
-            return
-        batch: list[Any] = []
-        for item in self._source:
-            batch.append(item)
-            if len(batch) == self._batch_size:
-                full, batch = batch, []
-                yield full
-        if batch and not self._drop_remainder:
-            yield batch
-
-    def check_not_empty(self, epoch: int) -> None:
-        """Raises what a pass without end says to an epoch that gave nothing."""
-        raise ValueError(
-            f"{_OWNER}: the source {_shown(self._source)} gave no element in epoch {epoch},"
-            " and num_epochs=None would ask it for ever"
+        plan, start = self._dealing.plan, self.start
+        return _core.IndexPlan(
+            self._dealing.length,
+            plan.batch_size or 0,
+            plan.drop_remainder,
+            start.shuffle_seed,
+            start.epoch,
+            None if self._end is None else max(0, self._end - start.epoch),
+            shard_index=plan.shard[0],
+            shard_count=plan.shard[1],
+            first_position=start.position,
+            first_place=start.first_place,
+            skip=start.ahead,
         )
 
-
-class _DrawnJobs(Jobs):
-    def __init__(self, dealing: IterableDealing, start: Place, num_epochs: int | None) -> None:
-        self._dealing = dealing
-        self._start = start
-        self._num_epochs = num_epochs
-        self._starts: list[int] = []  # jobs given out before each epoch that was begun
-
-    def deal(self) -> Iterator[tuple[int, int, Any]]:
-        given = 0
-        for number in itertools.count():
-            if number == self._num_epochs:
-                return
-            epoch = self._start.epoch + number
-            self._starts.append(given)
-            for position, payload in enumerate(self._dealing.payloads()):
-                given += 1
-                yield epoch, position, payload
-            if self._num_epochs is None and given == self._starts[-1]:
-                self._dealing.check_not_empty(epoch)
-
-    def place(self, lowest: int) -> Place:
-        number = bisect.bisect_right(self._starts, lowest) - 1
-        if number < 0:
-            return self._start
+    def place(self, lowest: int, ahead: list[int] | None = None) -> Place:
+        distances = tuple(ordinal - lowest for ordinal in ahead or ())
+        start = self.start
+        if lowest < self._left:
+            return dataclasses.replace(start, position=start.position + lowest, ahead=distances)
+        if not self._per_epoch and not self._left:
+            return start
+        epochs, position = divmod(lowest - self._left, max(1, self._per_epoch))
         return dataclasses.replace(
-            self._start,
-            epoch=self._start.epoch + number,
-            position=lowest - self._starts[number],
+            start,
+            epoch=start.epoch + 1 + epochs,
+            position=position,
+            ahead=distances,
+            first_place=0,
         )
+
+    def is_end(self, place: Place) -> bool:
+        return not self._per_epoch or (self._end is not None and place.epoch >= self._end)

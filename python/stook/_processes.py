@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from . import _core
@@ -14,6 +14,7 @@ from ._locks import renew_lock_in_child
 from ._log_channel import LogReceiver
 from ._pickling import dump_for_workers
 from ._start import crosses_by_name, forget_in_children, start_processes
+from ._state import ordinals
 from ._task import LoaderTask
 from .errors import StookError
 from .options import MultiprocessingOptions
@@ -38,6 +39,18 @@ class ProcessIterator(_core.ResultIterator, LoaderIterator):  # type: ignore[mis
     """A pass whose elements come from worker processes; `next()` is C++."""
 
     _pool: ProcessPool
+    _skip: Sequence[int] = ()
+
+    def delivered(self) -> tuple[int, list[int]]:
+        # A plan knows itself what it leaves out.
+        return ordinals(self._skip, *_core.ResultIterator.delivered(self))
+
+    def _has_ended(self) -> bool:
+        return self.is_finished()
+
+    def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
+        self.restart(jobs)
+        self._skip = () if isinstance(jobs, _core.IndexPlan) else skip
 
     def stats(self) -> LoaderStats:
         elements, size, moved, copied, errors = self.counts()
@@ -76,9 +89,17 @@ class ProcessPool:
             self._stop()
 
     def iterate(
-        self, jobs: Iterator[Any], *, ordered: bool, max_errors: float | None = None
+        self,
+        jobs: Iterator[Any],
+        *,
+        ordered: bool,
+        skip: Sequence[int] = (),
+        max_errors: float | None = None,
     ) -> ProcessIterator:
-        """Starts a pass over `jobs`; the pass before it is given up."""
+        """Starts a pass over `jobs`; the pass before it is given up.
+
+        `skip`: ordinals of jobs that are left out; see `_jobs.Jobs`.
+        """
         with self._lock:
             if self._forked:
                 raise StookError(
@@ -103,6 +124,7 @@ class ProcessPool:
                 batched=self._task.batch_size is not None,
             )
             iterator._pool = self
+            iterator._skip = () if isinstance(jobs, _core.IndexPlan) else skip
             return iterator
 
     def stats(self) -> LoaderStats:

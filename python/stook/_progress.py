@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from ._iterator import LoaderIterator
+from ._state import Place
 from .stats import LoaderStats
 
 __all__ = ["ProgressIterator", "import_tqdm"]
@@ -46,7 +48,7 @@ class ProgressIterator(LoaderIterator):
         self._inner = inner
         self._total = total
         self._bar_class = bar
-        self._count = 0
+        self._count = _elements_before(inner)
         self._waited = 0.0
         self._started = time.perf_counter()
         self._next_figures = 0.0
@@ -99,6 +101,32 @@ class ProgressIterator(LoaderIterator):
         self._end_bar()
         self._inner.close()
 
+    def get_state(self) -> dict[str, Any]:
+        """That of the iterator under it."""
+        return self._inner.get_state()
+
+    def set_state(self, state: Mapping[str, Any], *, reshard: bool = False) -> None:
+        """That of the iterator under it."""
+        self._inner.set_state(state, reshard=reshard)
+        self._begin_again()
+
+    def _go_to(self, place: Place) -> None:
+        self._inner._go_to(place)
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        self._end_bar()  # the next element opens another
+        self._count = _elements_before(self._inner)
+
+    def delivered(self) -> tuple[int, list[int]]:
+        """That of the iterator under it."""
+        return self._inner.delivered()
+
     def stats(self) -> LoaderStats:
         """The numbers of the iterator under it."""
         return self._inner.stats()
+
+
+def _elements_before(iterator: LoaderIterator) -> int:
+    """Elements of the pass that a state had behind it, from which the iterator went on."""
+    return 0 if iterator._pass is None else iterator._pass.elements_before()

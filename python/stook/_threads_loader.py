@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from ._element_errors import SKIP
 from ._iterator import LoaderIterator
 from ._locks import renew_lock_in_child
 from ._policy import progress
+from ._state import ordinals
 from ._task import LoaderTask
 from ._threads_crew import GRACE_SECONDS, LONGEST_SLEEP, Crew, end_if_forked
 from ._threads_rng import GlobalDraws
@@ -49,9 +50,14 @@ class LoaderThreads:
         self._task = task
 
     def iterate(
-        self, jobs: Iterator[Any], *, ordered: bool, max_errors: float | None = None
+        self,
+        jobs: Iterator[Any],
+        *,
+        ordered: bool,
+        skip: Sequence[int] = (),
+        max_errors: float | None = None,
     ) -> ThreadIterator:
-        """Starts a pass over `jobs`."""
+        """Starts a pass over `jobs`; `skip`: ordinals that are left out, see `_jobs.Jobs`."""
         if self._crew is None:
             self._crew = Crew(self._options.num_threads, "stook-loader")
         elif not self._crew.is_of_this_process:
@@ -66,6 +72,7 @@ class LoaderThreads:
             ordered,
             Deliveries(self._counts, batched=batched, max_errors=max_errors),
             None if task.seed is None else self._draws,
+            skip,
         )
 
     def stats(self) -> LoaderStats:
@@ -105,9 +112,10 @@ class _Pass:
     under `changed`. `dict` keeps the order in which elements came.
     """
 
-    __slots__ = ("changed", "done", "over", "pid", "policy", "run")
+    __slots__ = ("changed", "done", "over", "pid", "policy", "run", "task")
 
     def __init__(self, task: LoaderTask) -> None:
+        self.task = task
         self.run = task.bind(where="thread")
         self.policy = task.policy
         self.pid = os.getpid()
@@ -167,6 +175,7 @@ class ThreadIterator(LoaderIterator):
         ordered: bool,
         deliveries: Deliveries,
         draws: GlobalDraws | None,
+        skip: Sequence[int] = (),
     ) -> None:
         self._jobs: Iterator[Any] | None = jobs  # None once it has ended
         self._source_error: BaseException | None = None  # what it ended by, to be raised last
@@ -180,10 +189,10 @@ class ThreadIterator(LoaderIterator):
         self._dealt = 0  # jobs given to the threads
         self._lowest = 0  # element not yet delivered: the window is counted from it
         self._ahead: set[int] = set()  # delivered above it
+        self._skip = skip  # ordinals that are not dealt
         self._busy = False
         self._closed = False
         self._over = False  # by too many errors
-        self._loader: Any = None  # held while the pass goes on, as `for x in DataLoader(...)` needs
         # Threads may share one iterator; they take turns.
         renew_lock_in_child(self)
 
@@ -340,6 +349,36 @@ class ThreadIterator(LoaderIterator):
                 shared.done.clear()
                 self._jobs_out.clear()
                 shared.changed.notify_all()
+
+    def delivered(self) -> tuple[int, list[int]]:
+        return ordinals(self._skip, self._lowest, self._ahead)
+
+    def _has_ended(self) -> bool:
+        return self._shared.over and not self._closed
+
+    def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
+        with self._lock:
+            if not self._crew.is_of_this_process:
+                raise StookError(_FORKED)
+            if self._busy:
+                raise StookError(
+                    "set_state() was called by a signal handler, or by the source, while this"
+                    " thread waits in next() of the same iterator"
+                )
+            before = self._shared
+            with before.changed:
+                if self._closed:
+                    raise StookError(CLOSED)
+                before.over = True  # elements of it that are still made are dropped
+                before.done.clear()
+                self._jobs_out.clear()
+                self._shared = _Pass(before.task)
+                self._jobs = jobs
+                self._source_error = None
+                self._over = False
+                self._dealt = self._lowest = 0
+                self._ahead = set()
+                self._skip = skip
 
     def stats(self) -> LoaderStats:
         return self._deliveries.stats()

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import numbers
+import contextlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from ._element_errors import Policy
 from ._elsewhere import StaysHere
-from ._inline import InlinePool
 from ._iterator import LoaderIterator
-from ._jobs import Dealing, IndexedDealing, IterableDealing, Jobs, Place
+from ._jobs import Dealing, Plan
+from ._loader_parts import (
+    check_collate,
+    check_max_errors,
+    check_on_error,
+    check_options,
+    check_sampler,
+    check_shard,
+    check_transform,
+    deal_from,
+    start_pool,
+)
 from ._locks import renew_lock_in_child
+from ._pass import Pass
 from ._progress import ProgressIterator, import_tqdm
-from ._source import is_iterator, random_access_length
+from ._state import Place, place_of_state, state_of_place
 from ._task import LoaderTask
 from .errors import ElementError, StookError
-from .options import (
-    MultiprocessingOptions,
-    MultithreadingOptions,
-    _shown,
-    check_bool,
-    check_int,
-)
+from .options import MultiprocessingOptions, MultithreadingOptions, check_bool, check_int
 from .stats import LoaderStats
 
 __all__ = ["DataLoader", "LoaderIterator"]
@@ -46,6 +51,9 @@ class DataLoader(StaysHere):
     threads of this process make them; then this holds for draws from `stook.rng()`, but not for
     those from the global generators, which threads share.
 
+    `get_state()` tells where the pass stands, also in the middle of an epoch, and `set_state()`
+    goes on there, in this process or another.
+
     A `with` block, `close()` or dropping the loader ends the worker processes. Arrays that were
     delivered stay valid.
 
@@ -64,12 +72,18 @@ class DataLoader(StaysHere):
       drop_remainder: Leave that shorter one out.
       collate: Makes an element of the list of a batch's items, instead of the assembling above.
       shuffle: Take the items in a different order every epoch. Needs a source that can be indexed.
+        The order is computed index by index, and needs no list of 0..n-1.
+      sampler: An iterable of indices into the source, iterated in this process, anew for each
+        epoch; one that has `set_epoch(epoch)` is told the epoch first. See `stook.WeightedSampler`.
       seed: What the order and the random draws of user code depend on: `stook.rng()`, and except in
         threads `random`, NumPy's global generator and (once torch is imported) torch's for the CPU
         are seeded for each element from (seed, epoch, position). With `num_workers=0` the
         generators are put back afterwards, so that the consumer's own draws are not disturbed.
         `None`: a different order each time, and the generators are left alone.
       num_epochs: Epochs in one pass; `None`: without end.
+      shard: `(index, count)`: only every `count`-th item of each epoch, beginning with `index`.
+        With the same seed the shards share one order and have no item in common. `"torch"`: the
+        rank and world size of `torch.distributed`; `"jax"`: JAX's process index and count.
       ordered: `False` hands elements out as they finish.
       on_error: What becomes of an item that fails: in the source, in `transform`, by its worker's
         death or by `timeout`. `"raise"`: `next()` raises what user code raised; the iterator goes
@@ -88,7 +102,8 @@ class DataLoader(StaysHere):
       TypeError: An argument is of the wrong type, or the source is a mapping, a data frame, a `str`
         or `bytes`; the message says what to pass instead.
       ValueError: An argument has a value that is not allowed or contradicts another.
-      ImportError: `progress` is set and tqdm is not installed.
+      ImportError: `progress` is set and tqdm is not installed, or `shard` names what is not.
+      StookError: `shard="torch"` without a process group.
 
     Example:
       >>> import stook
@@ -111,8 +126,10 @@ class DataLoader(StaysHere):
         drop_remainder: bool = False,
         collate: Callable[[list[Any]], Any] | None = None,
         shuffle: bool = False,
+        sampler: Iterable[int] | None = None,
         seed: int | None = 0,
         num_epochs: int | None = 1,
+        shard: tuple[int, int] | Literal["torch", "jax"] = (0, 1),
         ordered: bool = True,
         on_error: str | Callable[[ElementError], Any] = "raise",
         retries: int = 0,
@@ -121,49 +138,33 @@ class DataLoader(StaysHere):
         progress: bool = False,
     ) -> None:
         self._closed = True  # until it is whole: __repr__ and close() of a half-made one
-        if not isinstance(options, (MultiprocessingOptions, MultithreadingOptions)):
-            raise TypeError(
-                f"{_OWNER}: options must be a stook.MultiprocessingOptions or a"
-                f" stook.MultithreadingOptions, got {_shown(options)};"
-                " for n workers pass options=stook.MultiprocessingOptions(num_workers=n)"
-            )
-        self._options = options
-        if isinstance(options, MultithreadingOptions):
-            from . import _threads_loader  # noqa: F401
-        elif options.num_workers > 0:
-            # Not in the thread that iterates first: a fork in another one, while that imports,
-            # would leave the child an import lock that nobody releases.
-            from . import _processes  # noqa: F401
-        self._transforms = _check_transform(transform)
-        self._batch_size = (
-            None if batch_size is None else check_int(_OWNER, "batch_size", batch_size, 1)
+        self._options = check_options(options)
+        self._transforms = check_transform(transform)
+        plan = self._plan = Plan(
+            None if batch_size is None else check_int(_OWNER, "batch_size", batch_size, 1),
+            check_bool(_OWNER, "drop_remainder", drop_remainder),
+            check_bool(_OWNER, "shuffle", shuffle),
+            None if seed is None else check_int(_OWNER, "seed", seed, 0, (1 << 64) - 1),
+            check_shard(shard),
         )
-        self._drop_remainder = check_bool(_OWNER, "drop_remainder", drop_remainder)
-        if collate is not None and not callable(collate):
-            raise TypeError(
-                f"{_OWNER}: collate must be None or a callable that takes the list of a batch's"
-                f" items, got {_shown(collate)}"
-            )
-        self._collate = collate
-        if self._batch_size is None and (self._drop_remainder or collate is not None):
-            name = "drop_remainder" if self._drop_remainder else "collate"
-            raise ValueError(f"{_OWNER}: {name} is about batches; it needs batch_size")
-        self._shuffle = check_bool(_OWNER, "shuffle", shuffle)
-        self._seed = None if seed is None else check_int(_OWNER, "seed", seed, 0, (1 << 64) - 1)
+        self._collate = check_collate(collate, plan)
+        check_sampler(sampler, plan)
+        self._sampler = sampler
         self._num_epochs = (
             None if num_epochs is None else check_int(_OWNER, "num_epochs", num_epochs, 1)
         )
         self._ordered = check_bool(_OWNER, "ordered", ordered)
-        self._on_error = _check_on_error(on_error)
+        self._on_error = check_on_error(on_error)
         self._retries = check_int(_OWNER, "retries", retries, 0)
-        self._max_errors = _check_max_errors(max_errors)
+        self._max_errors = check_max_errors(max_errors)
         self._fill_batches = check_bool(_OWNER, "fill_batches", fill_batches)
         if self._fill_batches:
             raise ValueError(f"{_OWNER}: fill_batches is not there yet")
         self._bar_class = import_tqdm() if check_bool(_OWNER, "progress", progress) else None
 
         self._next_epoch = 0
-        self._pass: _Pass | None = None
+        self._next_place: Place | None = None  # where the next pass begins, if set_state() says
+        self._pass: Pass | None = None
         self._iterator: weakref.ref[LoaderIterator] | None = None
         renew_lock_in_child(self)
         self._pool: Any = None
@@ -175,39 +176,15 @@ class DataLoader(StaysHere):
     # ---- the source ------------------------------------------------------------------------------
 
     def _set_source(self, source: Any) -> None:
-        length = random_access_length(source, _OWNER)
-        if length is None:
-            if self._shuffle:
-                raise ValueError(
-                    f"{_OWNER}: shuffle=True needs a source with __len__ and __getitem__, got"
-                    f" {_shown(source)}; pass a list, or shuffle where the items come from"
-                )
-            if is_iterator(source) and self._num_epochs != 1:
-                raise ValueError(
-                    f"{_OWNER}: the source {_shown(source)} is an iterator, which can be run"
-                    f" through once, and num_epochs={self._num_epochs} needs one that starts anew"
-                    " for each epoch, such as a list or an object with __iter__"
-                )
-            dealing: Dealing = IterableDealing(source, self._batch_size, self._drop_remainder)
-        else:
-            dealing = IndexedDealing(
-                length, self._batch_size, self._drop_remainder, self._shuffle, self._seed
-            )
-        never = dealing.never_gives()
-        if self._num_epochs is None and never is not None:
-            raise ValueError(
-                f"{_OWNER}: num_epochs=None goes through the source for ever, and an epoch of it"
-                f" has no element: {never}"
-            )
+        self._dealing, indexed = deal_from(source, self._sampler, self._plan, self._num_epochs)
         self._source = source
-        self._source_used = False
-        self._dealing = dealing
+        self._next_place = None
         self._task = LoaderTask(
-            None if length is None else source,
+            source if indexed else None,
             self._transforms,
-            self._batch_size,
+            self._plan.batch_size,
             self._collate,
-            self._seed,
+            self._plan.seed,
             Policy(self._on_error, self._retries, self._options.timeout),
         )
 
@@ -233,25 +210,21 @@ class DataLoader(StaysHere):
     def __iter__(self) -> LoaderIterator:
         with self._lock:
             self._check_open("iterating")
-            if isinstance(self._dealing, IterableDealing) and is_iterator(self._source):
-                if self._source_used:
-                    raise StookError(
-                        f"{_OWNER}: the source {_shown(self._source)} is an iterator and was run"
-                        " through before; call update() with a new one, or pass something that"
-                        " starts anew, such as a list or an object with __iter__"
-                    )
-                self._source_used = True
+            place = self._next_place
+            self._dealing.check(place or Place(), _OWNER)
             self._end_pass()
+            place = self._next_place or Place(self._next_epoch, first_epoch=self._next_epoch)
             pool = self._ready_pool()
-            before = pool.stats()
-            jobs = self._dealing.begin(Place(self._next_epoch), self._num_epochs)
+            jobs = self._dealing.begin(place, self._num_epochs)
             iterator: LoaderIterator = pool.iterate(
-                jobs.deal(), ordered=self._ordered, max_errors=self._max_errors
+                jobs.deal(),
+                ordered=self._ordered,
+                skip=jobs.skip,
+                max_errors=self._max_errors,
             )
-            # `for x in DataLoader(...)` holds the iterator alone, and a dropped loader ends its
-            # workers.
-            iterator._loader = self  # type: ignore[attr-defined]
-            self._pass = _Pass(jobs, before.elements + before.errors)
+            iterator._loader = self
+            self._pass = iterator._pass = Pass(self._dealing, jobs, iterator, by_loader=False)
+            self._next_place = None
             if self._bar_class is not None:
                 iterator = ProgressIterator(iterator, self._known_length(), self._bar_class)
             self._iterator = weakref.ref(iterator)
@@ -260,21 +233,7 @@ class DataLoader(StaysHere):
     def _ready_pool(self) -> Any:
         """What makes the elements, with the present task; started when first needed."""
         if self._pool is None:
-            options = self._options
-            if isinstance(options, MultithreadingOptions):
-                from . import _threads_loader
-
-                self._pool = (
-                    _threads_loader.LoaderThreads(self._task, options)
-                    if options.num_threads > 0
-                    else InlinePool(self._task)
-                )
-            elif options.num_workers == 0:
-                self._pool = InlinePool(self._task)
-            else:
-                from . import _processes
-
-                self._pool = _processes.start(self._task, options)
+            self._pool = start_pool(self._task, self._options)
             # Not __del__: also when the interpreter exits, and free of references to this object.
             self._finalizer = weakref.finalize(self, self._pool.close)
         elif self._pool_task is not self._task:
@@ -289,11 +248,73 @@ class DataLoader(StaysHere):
             iterator.close()
         self._iterator = None
         if self._pass is not None:
-            stats = self.stats()
-            delivered = stats.elements + stats.errors - self._pass.delivered_before
-            place = self._pass.jobs.place(delivered)
-            self._next_epoch = place.epoch + (1 if place.position else 0)
+            left = self._pass
+            if left.by_loader and left.dealing is self._dealing and not left.has_delivered():
+                self._next_place = left.place()
+            self._next_epoch = left.next_epoch()
             self._pass = None
+
+    # ---- states ----------------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the pass under way stands, as a small dict that `json.dumps` takes.
+
+        It is what the iterator's `get_state()` gives: see `LoaderIterator.get_state`. Once a loop
+        came to its end, and before the first one, it is the beginning of the next pass. Of a loop
+        that was left early it is where that was.
+        """
+        place = self._next_place
+        if place is None:
+            if self._pass is not None and not self._pass.is_over():
+                return self._pass.state()
+            epoch = self._next_epoch if self._pass is None else self._pass.next_epoch()
+            place = Place(epoch, first_epoch=epoch)
+        return state_of_place(place, self._dealing.identity())
+
+    def set_state(self, state: Mapping[str, Any], *, reshard: bool = False) -> None:
+        """Goes on where a state was taken: the pass under way, or else the next one.
+
+        A new `for` begins there if nothing was delivered since. For the arguments, and what is
+        raised, see `LoaderIterator.set_state`.
+
+        Example:
+          >>> import stook
+          >>> loader = stook.DataLoader(list("abcdef"), batch_size=2)
+          >>> for batch in loader:
+          ...     saved = loader.get_state()
+          ...     break
+          >>> loader = stook.DataLoader(list("abcdef"), batch_size=2)
+          >>> loader.set_state(saved)
+          >>> list(loader)
+          [['c', 'd'], ['e', 'f']]
+        """
+        with self._lock:
+            self._check_open("set_state()")
+            dealing = self._dealing
+            place = self._place_of(dealing, state, reshard)
+            iterator = self._iterator() if self._iterator is not None else None
+            if iterator is not None and self._pass is not None and self._pass.dealing is dealing:
+                with contextlib.suppress(StookError):  # it is closed
+                    iterator._go_to(place)
+                    self._pass.by_loader = True
+                    return
+            self._next_place = place
+
+    def _place_of(self, dealing: Dealing, state: Any, reshard: bool) -> Place:
+        check_bool("set_state", "reshard", reshard)
+        place = place_of_state(state, dealing.identity(), _OWNER, reshard=reshard)
+        dealing.check(place, _OWNER)
+        return place
+
+    def _continue(self, iterator: LoaderIterator, place: Place) -> None:
+        """Lets an iterator of this loader go on at a place."""
+        with self._lock:
+            before = iterator._pass
+            jobs = before.dealing.begin(place, self._num_epochs)
+            iterator._restart(jobs.deal(), jobs.skip)
+            iterator._pass = Pass(before.dealing, jobs, iterator, by_loader=False)
+            if self._pass is before:
+                self._pass = iterator._pass
 
     def _known_length(self) -> int | None:
         """Elements of one pass, or `None` where that is unknown or without end."""
@@ -375,58 +396,3 @@ class DataLoader(StaysHere):
             f" {workers}"
             f"{', closed' if self._closed else ''}>"
         )
-
-
-class _Pass:
-    """What must be known of a pass after its iterator was dropped."""
-
-    __slots__ = ("delivered_before", "jobs")
-
-    def __init__(self, jobs: Jobs, delivered_before: int) -> None:
-        self.jobs = jobs
-        # Elements and errors that the loader's earlier passes delivered.
-        self.delivered_before = delivered_before
-
-
-def _check_on_error(on_error: Any) -> str | Callable[[ElementError], Any]:
-    if callable(on_error) or (isinstance(on_error, str) and on_error in ("raise", "skip")):
-        return on_error  # type: ignore[no-any-return]
-    error = ValueError if isinstance(on_error, str) else TypeError
-    raise error(
-        f"{_OWNER}: on_error must be 'raise', 'skip', or a callable that takes an ElementError and"
-        f" returns a replacement or stook.SKIP, got {_shown(on_error)}"
-    )
-
-
-def _check_max_errors(max_errors: Any) -> float | None:
-    """An `int` is a number of items, a `float` a share of them."""
-    if max_errors is None:
-        return None
-    if type(max_errors).__name__ not in ("bool", "bool_"):
-        if isinstance(max_errors, numbers.Integral) and int(max_errors) >= 0:
-            return int(max_errors)
-        if isinstance(max_errors, numbers.Real) and 0 < float(max_errors) < 1:
-            return float(max_errors)
-    error = ValueError if isinstance(max_errors, (int, float)) else TypeError
-    raise error(
-        f"{_OWNER}: max_errors must be None, an int of at least 0 (so many items may fail), or a"
-        f" float above 0 and below 1 (such a share of them may), got {_shown(max_errors)}"
-    )
-
-
-def _check_transform(transform: Any) -> tuple[Callable[[Any], Any], ...]:
-    if transform is None:
-        return ()
-    if callable(transform):
-        return (transform,)
-    if isinstance(transform, (list, tuple)):
-        for place, step in enumerate(transform):
-            if not callable(step):
-                raise TypeError(
-                    f"{_OWNER}: transform[{place}] must be a callable, got {_shown(step)}"
-                )
-        return tuple(transform)
-    raise TypeError(
-        f"{_OWNER}: transform must be None, a callable, or a list or tuple of callables, got"
-        f" {_shown(transform)}"
-    )

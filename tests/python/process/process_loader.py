@@ -18,7 +18,8 @@ each_method = pytest.mark.parametrize("method", METHODS)
 def made(method: str, source: Any, *transform: Any, **settings: Any) -> Iterator[stook.DataLoader]:
     """A loader with two workers, or as the settings say; it is closed at the end."""
     fields = {"num_workers": 2, "start_method": method}
-    for name in ("num_workers", "worker_init_fn", "on_worker_death", "max_restarts"):
+    own = ("per_worker_buffer_size", "worker_init_fn", "on_worker_death", "max_restarts")
+    for name in ("num_workers", *own):
         if name in settings:
             fields[name] = settings.pop(name)
     options = stook.MultiprocessingOptions(**fields)

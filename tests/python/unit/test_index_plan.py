@@ -131,7 +131,9 @@ def test_shards_share_every_epoch(
                 own = own[: len(own) // batch_size * batch_size]
             jobs = list(shard)
             assert items_of(jobs) == own
-            assert [job[:2] for job in jobs] == [(epoch, at) for at in range(len(shard))]
+            # Numbered among the jobs of all shards, which are dealt in turn.
+            numbers = [(epoch, index + at * count) for at in range(len(shard))]
+            assert [job[:2] for job in jobs] == numbers
 
 
 @given(

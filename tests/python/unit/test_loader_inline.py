@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from loader_cases import each_number_of_workers, loader, outcomes
 
 import stook
-from stook._jobs import IterableDealing, Place
+from stook._drawn_jobs import DrawnDealing
+from stook._jobs import Plan
+from stook._state import Place
 from stook._task import LoaderTask
 from stook.worker_info import _state
 
@@ -753,11 +755,12 @@ def test_an_error_in_a_worker_names_the_worker(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_epochs_are_counted_by_what_was_delivered_not_by_what_was_drawn() -> None:
-    jobs = IterableDealing(Repeated(1, 2, 3), 2, False).begin(Place(5), 4)
+    jobs = DrawnDealing(Plan(batch_size=2), Repeated(1, 2, 3)).begin(Place(5, first_epoch=5), 4)
     drawn = list(jobs.deal())
     assert [job[:2] for job in drawn] == [(epoch, at) for epoch in range(5, 9) for at in (0, 1)]
     places = [jobs.place(delivered) for delivered in range(9)]
-    assert places == [Place(*divmod(at, 2)) for at in range(10, 18)] + [Place(8, 2)]
+    expected = [divmod(at, 2) for at in range(10, 18)] + [(8, 2)]
+    assert [(place.epoch, place.position) for place in places] == expected
 
 
 @each_number_of_workers
