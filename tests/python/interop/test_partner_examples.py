@@ -46,6 +46,16 @@ def test_spdl_stage_hands_initargs_to_the_initializer() -> None:
     assert brighter > darker + 20
 
 
+def test_spdl_pipeline_makes_the_same_batches_three_ways() -> None:
+    require_installed("spdl")
+    done = run("spdl_pipeline", "--batches", "3")
+    assert done.returncode == 0, done.stderr
+    r, c, n = np.ogrid[:224, :224, :96]
+    mean = ((r * (n % 7) + c * (n % 5) + n) % 256).mean()
+    assert f"mean brightness {mean:.1f}" in done.stdout
+    assert done.stdout.count("epoch 1: 3 batches") == 3
+
+
 def test_sklearn_grid_finds_the_numbers_of_the_default_backend() -> None:
     require_installed("sklearn")
     done = run("sklearn_grid", "--images", "200", "--folds", "3", "--workers", "2")
@@ -57,7 +67,11 @@ def test_sklearn_grid_finds_the_numbers_of_the_default_backend() -> None:
 
 @pytest.mark.parametrize(
     ("name", "module", "package"),
-    [("spdl_stage", "spdl", "spdl"), ("sklearn_grid", "sklearn", "scikit-learn")],
+    [
+        ("spdl_stage", "spdl", "spdl"),
+        ("spdl_pipeline", "spdl", "spdl"),
+        ("sklearn_grid", "sklearn", "scikit-learn"),
+    ],
 )
 def test_examples_say_which_package_is_missing(
     run_python: RunPython, name: str, module: str, package: str
