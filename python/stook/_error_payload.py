@@ -12,6 +12,7 @@ arguments than it passes on. Everything is caught, also what is no `Exception`: 
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import pickle
 import traceback
 import types
@@ -80,14 +81,19 @@ _PLAIN_REDUCES = (BaseException.__reduce__, OSError.__reduce__, ImportError.__re
 
 
 def _has_own_init(kind: type[BaseException]) -> bool:
-    """True for a class that nothing is special about but that its `__init__` is the user's."""
+    """True for a class of which nothing is the user's own but its `__init__`, or slots."""
     return (
         kind.__reduce__ in _PLAIN_REDUCES
         and kind.__reduce_ex__ is BaseException.__reduce_ex__
         and kind.__setstate__ is BaseException.__setstate__
-        and isinstance(kind.__init__, types.FunctionType)
+        and (isinstance(kind.__init__, types.FunctionType) or bool(_slots_of(kind)))
         and not isinstance(kind.__new__, types.FunctionType)
     )
+
+
+def _slots_of(kind: type) -> list[str]:
+    """Names of attributes that are not in `__dict__`, which exceptions do not pickle."""
+    return copyreg._slotnames(kind)  # type: ignore[attr-defined, no-any-return]
 
 
 def _take_apart(error: BaseException) -> tuple[Any, ...]:
@@ -97,13 +103,14 @@ def _take_apart(error: BaseException) -> tuple[Any, ...]:
         more = (error.errno, error.strerror, error.filename, None, error.filename2)
     elif isinstance(error, ImportError):
         more = (error.name, error.path)
-    return type(error), error.args, error.__dict__, more
+    slots = {name: getattr(error, name) for name in _slots_of(type(error)) if hasattr(error, name)}
+    return type(error), error.args, error.__dict__, more, slots
 
 
 def _put_together(parts: bytes) -> BaseException | None:
     """The exception without a call of its class's `__init__`, as it was after that."""
     try:
-        kind, arguments, attributes, more = pickle.loads(parts)
+        kind, arguments, attributes, more, slots = pickle.loads(parts)
         base: Any = next(b for b in (OSError, ImportError, BaseException) if issubclass(kind, b))
         error: BaseException = base.__new__(kind, *arguments)
         if base is OSError:
@@ -112,6 +119,8 @@ def _put_together(parts: bytes) -> BaseException | None:
             base.__init__(error, *arguments, name=more[0], path=more[1])
         error.args = arguments
         error.__dict__.update(attributes)
+        for name, value in slots.items():
+            setattr(error, name, value)
     except KeyboardInterrupt:
         raise
     except BaseException:

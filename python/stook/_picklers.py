@@ -7,6 +7,7 @@ import functools
 import importlib
 import io
 import sys
+import threading
 import types
 from collections.abc import Callable
 from multiprocessing.context import get_spawning_popen
@@ -18,6 +19,10 @@ import cloudpickle  # type: ignore[import-untyped]
 from ._elsewhere import Elsewhere, StaysHere
 
 __all__ = ["Pickler"]
+
+_RLOCK = type(threading.RLock())
+# What is behind a name in `__slots__`; `__dict__` and `__weakref__` are of the second kind.
+_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -46,6 +51,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif isinstance(obj, functools._lru_cache_wrapper) and not _is_importable(obj):
             # Such a function pickles as its name, also where nobody can look that up.
             return _cached, (obj.__wrapped__, obj.cache_parameters())
+        elif isinstance(obj, functools.cached_property) and _has_lock_only(obj):
+            state = {name: value for name, value in vars(obj).items() if name != "lock"}
+            return _locked, (type(obj),), state
         reduced = super().reducer_override(obj)
         if isinstance(reduced, tuple) and len(reduced) > 2:
             if isinstance(obj, types.FunctionType):
@@ -53,6 +61,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             elif isinstance(obj, type) and isinstance(reduced[2], tuple):
                 # copyreg leaves it there when the first instance is pickled: no change of a class.
                 reduced[2][0].pop("__slotnames__", None)
+                _add_slots(obj, reduced)
         return reduced
 
 
@@ -69,6 +78,40 @@ def _is_importable(function: Any) -> bool:
 def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     """The function with an empty cache of its own."""
     return functools.lru_cache(**parameters)(function)
+
+
+def _has_lock_only(prop: functools.cached_property[Any]) -> bool:
+    """True if only its lock, which it has before Python 3.12, keeps it from being pickled."""
+    return (
+        isinstance(vars(prop).get("lock"), _RLOCK)
+        and type(prop).__reduce_ex__ is object.__reduce_ex__
+        and type(prop).__reduce__ is object.__reduce__
+        and not hasattr(type(prop), "__setstate__")
+    )
+
+
+def _locked(kind: Any) -> Any:
+    """A `functools.cached_property` that has a lock, and nothing else yet."""
+    made = kind.__new__(kind)
+    made.lock = threading.RLock()
+    return made
+
+
+def _add_slots(kind: type, reduced: tuple[Any, ...]) -> None:
+    """Has a class made with the slots that it has: cloudpickle adds `__slots__` too late for that.
+
+    Without them its instances have a `__dict__` instead, where they come to.
+    """
+    if "__slots__" not in vars(kind) or issubclass(kind, tuple):
+        return  # tuples cannot have any, and typing.NamedTuple wants to say so itself
+    slots = []
+    for name, member in vars(kind).items():
+        if isinstance(member, _SLOTS) and member.__objclass__ is kind:
+            slots.append("".join(name))  # a copy, as cloudpickle makes: pickles show identity
+            reduced[2][0].pop(name, None)  # a private one, which it knows by its other name
+    wanted = reduced[1][3]
+    if isinstance(wanted, dict):  # else an enumeration
+        wanted["__slots__"] = tuple(slots)
 
 
 def _add_submodules(function: types.FunctionType, reduced: tuple[Any, ...]) -> None:
