@@ -5,9 +5,9 @@ worker, they all share one dict of globals, as they do where they come from: wha
 sets by `global` is there for the functions that come later.
 
 With each definition come the values of the names it uses, each with a version that grows when the
-caller's value changes. A newer one is taken over; until then the worker's own object stays, with
-all that was done to it, as that of a module that both had imported. A name that the worker's own
-code has bound stays bound as it is.
+caller's value changes, or one that it holds. A newer one is taken over; until then the worker's own
+object stays, with all that was done to it, as that of a module that both had imported. A name that
+the worker's own code has bound stays bound as it is.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from typing import Any
 __all__ = ["HOME", "Value", "begin", "by_name", "forks_workers", "home", "receive", "will_fork"]
 
 # What a value is pickled to (nothing: it cannot be, and only who inherited it has it), which object
-# of the caller's it is, if that tells (else 0), and its version.
-Value = tuple[bytes, int, int]
+# of the caller's it is, if that tells (else 0), its version; in a process that forks workers, the
+# names of the values that it holds, and those hold, itself included.
+Value = tuple[bytes, int, int, tuple[str, ...]]
 
 # The persistent id of the dict of globals itself; other persistent ids are names in it.
 HOME = ""
@@ -42,6 +43,7 @@ class _State:
         self.forks = False
         # While values are loaded: those to come, and those that others may refer to already.
         self.pending: dict[str, Value] = {}
+        self.came: dict[str, Value] = {}  # all that `pending` was
         self.loading: dict[str, bytes] = {}
         self.begun: dict[str, Any] = {}
 
@@ -83,13 +85,14 @@ def receive(values: dict[str, Value]) -> dict[str, Any]:
         _state.globals = {"__name__": "__main__"}
     names = home()
     if values:
-        outer = _state.pending
-        _state.pending = {**outer, **values}
+        outer = _state.pending, _state.came
+        _state.pending = {**outer[0], **values}
+        _state.came = {**outer[1], **values}
         try:
             for name in values:
                 _take(name, names)
         finally:
-            _state.pending = outer
+            _state.pending, _state.came = outer
     return names
 
 
@@ -133,7 +136,7 @@ def _take(name: str, names: dict[str, Any]) -> None:
     value = _state.pending.pop(name, None)
     if value is None:  # another one needed it, and took it
         return
-    data, identity, version = value
+    data, _, version, parts = value
     last_version, last = _state.received.get(name, (0, _MISSING))
     if version <= last_version:
         return
@@ -141,7 +144,7 @@ def _take(name: str, names: dict[str, Any]) -> None:
     inherited = _state.inherited
     if last is _MISSING and inherited is not None and name in inherited:
         last = inherited[name]
-        if present is last and _is_inherited(name, present, data, identity):
+        if present is last and all(map(_is_inherited, parts or (name,))):
             _state.received[name] = version, present
             return
     if present is not last:  # the worker's own code has bound it
@@ -162,10 +165,20 @@ def _take(name: str, names: dict[str, Any]) -> None:
     names[name] = made
 
 
-def _is_inherited(name: str, present: Any, data: bytes, identity: int) -> bool:
-    """True if the caller's value still is the one that this process inherited."""
-    if identity:
-        return identity == id(present)
+def _is_inherited(name: str) -> bool:
+    """True if the caller's value by itself still is the one that this process inherited.
+
+    True as well of what the worker's own code has bound, whatever the caller's is.
+    """
+    inherited = (_state.inherited or {}).get(name, _MISSING)
+    present = home().get(name, _MISSING)
+    if name in _state.received:
+        return present is inherited or _state.received[name][1] is not present
+    value = _state.came.get(name)
+    if value is None or present is not inherited:
+        return True
+    if value[1]:
+        return value[1] == id(present)
     from ._main_values import pickle_main_value
 
-    return pickle_main_value(name)[0][0] == data
+    return pickle_main_value(name) == value[0]

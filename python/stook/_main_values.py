@@ -10,7 +10,7 @@ import pickle
 import sys
 import types
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -31,6 +31,8 @@ class SendingPickler(Pickler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.names: set[str] = set()
+        # Of these: when each changed last by itself, and the names that are part of it.
+        self._parts: dict[str, tuple[int, tuple[str, ...]]] = {}
         self._by_id: dict[int, str] | None = None
 
     def reducer_override(self, obj: Any) -> Any:
@@ -48,7 +50,7 @@ class SendingPickler(Pickler):
 
     def _values(self, wanted: Iterable[str]) -> dict[str, Value]:
         """The values of names of `__main__`, and of those that they use, but for those sent."""
-        values: dict[str, Value] = {}
+        found: dict[str, tuple[bytes, int]] = {}
         todo = list(wanted)
         if self._by_id is None:
             names = _main_names.home()
@@ -58,9 +60,32 @@ class SendingPickler(Pickler):
             if name in self.names or name == "__builtins__":
                 continue
             self.names.add(name)
-            values[name], used = pickle_main_value(name, self._by_id)
-            todo += used
-        return values
+            data, identity, changed, parts, used = _pickle_value(name, self._by_id)
+            found[name] = data, identity
+            self._parts[name] = changed, parts
+            todo += parts + used
+        return {
+            name: (data, identity, *self._version(name)) for name, (data, identity) in found.items()
+        }
+
+    def _version(self, name: str) -> tuple[int, tuple[str, ...]]:
+        """A value's version, and all names that are part of it, by way of others as well.
+
+        A value is as new as its newest part: made again of the same bytes, a dict of functions is
+        another dict if a function is another one.
+        """
+        version, parts = self._parts[name]
+        if not parts:
+            return version, parts
+        reached = {name: None}  # in which they may refer to each other
+        todo = list(parts)
+        for part in todo:  # which grows
+            if part not in reached:
+                reached[part] = None
+                changed, more = self._parts[part]
+                version = max(version, changed)
+                todo += more
+        return version, tuple(reached) if _main_names.forks_workers() else ()
 
 
 class _Globals:
@@ -81,7 +106,10 @@ class _ValuePickler(Pickler):
 
     def __init__(self, file: io.BytesIO, name: str, value: Any, by_id: dict[int, str]) -> None:
         super().__init__(file, protocol=5)
-        self.used: dict[str, None] = {}  # in the order of the pickle
+        # Names that the value holds, and those that it may look up; in the order of the pickle.
+        self.parts: dict[str, None] = {}
+        self.used: dict[str, None] = {}
+        self._constants: set[int] = set()
         self._name = name
         self._value = value
         self._names = _main_names.home()
@@ -98,15 +126,18 @@ class _ValuePickler(Pickler):
         if obj is self._names:
             return HOME
         name = self._by_id.get(id(obj))
-        if name is None:
+        if name is None or id(obj) in self._constants:
             return None
         if obj is self._value and name == self._name and type(obj) not in (dict, list):
             return None  # the pickler remembers it from its beginning on
         if name != self._name:
-            self.used[name] = None
+            self.parts[name] = None
         return _copied(name)
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, types.CodeType):
+            # A literal is not the global that the compiler has made one object with it.
+            self._constants.update(_literals(obj))
         reduced = super().reducer_override(obj)
         if _is_by_value_from_main(obj, reduced):
             make, (code, _, *rest), state = reduced[:3]
@@ -134,6 +165,15 @@ class _Container:
         value = self._value
         make = _main_names.begin, (_copied(self._name), type(value), ()), None
         return (*make, None, iter(value.items())) if type(value) is dict else (*make, iter(value))
+
+
+def _literals(code: types.CodeType) -> Iterator[int]:
+    """The ids of what is written down in code, and is not a number or a text."""
+    todo: list[Any] = list(code.co_consts)
+    for value in todo:  # which grows
+        if isinstance(value, (tuple, frozenset)):
+            yield id(value)
+            todo += value
 
 
 def _copied(name: str) -> str:
@@ -178,10 +218,15 @@ _VALUES = (
 )
 
 
+_EMPTY: tuple[()] = ()  # all empty tuples are this one
+
+
 def _names_by_id(names: dict[str, Any]) -> dict[int, str]:
     found: dict[int, str] = {}
     for name, value in list(names.items()):
-        if not isinstance(value, _VALUES) and not name.startswith("__") and not _crosses(value):
+        if isinstance(value, _VALUES) or value is _EMPTY:
+            continue
+        if not name.startswith("__") and not _crosses(value):
             found.setdefault(id(value), name)
     return found
 
@@ -191,38 +236,43 @@ def _crosses(value: Any) -> bool:
     return isinstance(value, (type, types.FunctionType)) and value.__module__ != "__main__"
 
 
-def pickle_main_value(name: str, by_id: dict[int, str] | None = None) -> tuple[Value, list[str]]:
-    """The value of a global of `__main__`, and the names of the other ones that it needs.
+def pickle_main_value(name: str) -> bytes:
+    """What the value of a global of `__main__` is pickled to; nothing if it cannot be."""
+    return _pickle_value(name, _names_by_id(_main_names.home()))[0]
 
-    Args:
-      name: Is bound to something.
-      by_id: What `_names_by_id` says, if it was asked already.
-    """
+
+# What a value is pickled to, its identity as in `Value`, when it changed last by itself, the names
+# that are part of it, and those that it may look up.
+_Pickled = tuple[bytes, int, int, tuple[str, ...], tuple[str, ...]]
+
+
+def _pickle_value(name: str, by_id: dict[int, str]) -> _Pickled:
     names = _main_names.home()
     value = names[name]
     if type(value) in (type(None), bool, int, float, str, bytes):
         data = pickle.dumps(value, protocol=5)
-        return (data, 0, _version(name, data)), []
+        return data, 0, _changed(name, data), (), ()
     state = _state_of(value) if type(value) is types.FunctionType else None
     if state is not None:
         known = _pickled_functions.get(value)
         if known is not None and known[0] == (name, *state):
-            return (known[1], 0, _version(name, known[1])), known[2]
+            return known[1], 0, _changed(name, known[1]), *known[2:]
     file = io.BytesIO()
-    pickler = _ValuePickler(file, name, value, _names_by_id(names) if by_id is None else by_id)
+    pickler = _ValuePickler(file, name, value, by_id)
     try:
         pickler.dump_value()
     except Exception:
         if not _main_names.forks_workers():
             raise
         # A lock, an open file: forked workers have inherited it.
-        return (b"", id(value), _version(name, b"object %d" % id(value))), []
+        return b"", id(value), _changed(name, b"object %d" % id(value)), (), ()
     data = file.getvalue()
-    used = [other for other in pickler.used if other in names]
+    parts = tuple(other for other in pickler.parts if other in names)
+    used = tuple(other for other in pickler.used if other in names)
     if state is not None:
-        _pickled_functions[value] = ((name, *state), data, used)
+        _pickled_functions[value] = (name, *state), data, parts, used
     tells = _main_names.forks_workers() and not isinstance(value, (*_VALUES, types.FunctionType))
-    return (data, id(value) if tells else 0, _version(name, data)), used
+    return data, id(value) if tells else 0, _changed(name, data), parts, used
 
 
 class _Sent:
@@ -230,7 +280,7 @@ class _Sent:
 
     Attributes:
       epoch: Grows with each change of a value that is sent.
-      values: By name: the last value's pickle, or a digest of it, and its version.
+      values: By name: the last value's pickle, or a digest of it, and the epoch that began with it.
       definitions: By name: a function, and what was pickled of it last; see `pickle_by_name`.
     """
 
@@ -244,13 +294,13 @@ _sent = _Sent()
 _LARGEST_KEPT = 4096  # bytes of a pickle
 
 
-def _version(name: str, data: bytes) -> int:
+def _changed(name: str, data: bytes) -> int:
     mark = data if len(data) <= _LARGEST_KEPT else hashlib.blake2b(data).digest()
-    last_mark, version = _sent.values.get(name, (None, 0))
+    last_mark, changed = _sent.values.get(name, (None, 0))
     if last_mark != mark:
-        _sent.epoch = version = _sent.epoch + 1
-        _sent.values[name] = mark, version
-    return version
+        _sent.epoch = changed = _sent.epoch + 1
+        _sent.values[name] = mark, changed
+    return changed
 
 
 def pickle_by_name(function: Any) -> bytes | None:
@@ -309,10 +359,10 @@ def _are_as_they_were(constants: list[tuple[str, Any, Any]]) -> bool:
     )
 
 
-# By function: what it was made of when it was pickled, the bytes, the names it uses.
-_pickled_functions: weakref.WeakKeyDictionary[Any, tuple[Any, bytes, list[str]]] = (
-    weakref.WeakKeyDictionary()
-)
+# By function: what it was made of when it was pickled, the bytes, the names in it, those it uses.
+_pickled_functions: weakref.WeakKeyDictionary[
+    Any, tuple[Any, bytes, tuple[str, ...], tuple[str, ...]]
+] = weakref.WeakKeyDictionary()
 
 
 def _state_of(function: types.FunctionType) -> tuple[Any, ...] | None:

@@ -23,14 +23,16 @@ class Decorated:
 class References:
     """What a function that crosses by value refers to, as it was when this was made.
 
-    That is global variables and those of closures, of the functions that it calls as well.
+    That is global variables and those of closures, of the functions that it calls as well, and what
+    these functions are made of.
     """
 
-    __slots__ = ("_are_constant", "_cells", "_names")
+    __slots__ = ("_are_constant", "_cells", "_functions", "_names")
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._names: list[tuple[dict[str, Any], str, Any]] = []
         self._cells: list[tuple[Any, Any]] = []
+        self._functions: list[tuple[types.FunctionType, Any, Any, Any]] = []
         self._are_constant = True
         self._look_at(function, set())
 
@@ -40,6 +42,13 @@ class References:
             return False
         for variables, name, value in self._names:
             if variables.get(name, _Missing) is not value:
+                return False
+        for function, code, defaults, keywords in self._functions:
+            if (
+                function.__code__ is not code
+                or function.__defaults__ is not defaults
+                or function.__kwdefaults__ is not keywords
+            ):
                 return False
         return all(_contents(cell) is value for cell, value in self._cells)
 
@@ -54,6 +63,9 @@ class References:
             for item in value:
                 self._look_at(item, seen)
         elif isinstance(value, types.FunctionType):
+            self._functions.append(
+                (value, value.__code__, value.__defaults__, value.__kwdefaults__)
+            )
             variables = value.__globals__
             for name in _names_in(value.__code__):
                 found = variables.get(name, _Missing)
@@ -64,9 +76,10 @@ class References:
                 self._cells.append((cell, found))
                 self._look_at(found, seen)
             self._look_at(value.__defaults__ or (), seen)
-            self._look_at(tuple((value.__kwdefaults__ or {}).values()), seen)
-            if value.__dict__:
-                self._look_at(tuple(value.__dict__.values()), seen)
+            for attributes in (value.__kwdefaults__ or {}, value.__dict__):
+                for name, found in list(attributes.items()):
+                    self._names.append((attributes, name, found))
+                    self._look_at(found, seen)
         else:
             self._are_constant = False
 
