@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import importlib
 import io
@@ -102,16 +103,16 @@ def _add_slots(kind: type, reduced: tuple[Any, ...]) -> None:
 
     Without them its instances have a `__dict__` instead, where they come to.
     """
-    if "__slots__" not in vars(kind) or issubclass(kind, tuple):
-        return  # tuples cannot have any, and typing.NamedTuple wants to say so itself
+    if "__slots__" not in vars(kind) or issubclass(kind, (tuple, enum.Enum)):
+        # Tuples cannot have any, and typing.NamedTuple says so itself; enumerations are made by
+        # their members.
+        return
     slots = []
     for name, member in vars(kind).items():
         if isinstance(member, _SLOTS) and member.__objclass__ is kind:
             slots.append("".join(name))  # a copy, as cloudpickle makes: pickles show identity
             reduced[2][0].pop(name, None)  # a private one, which it knows by its other name
-    wanted = reduced[1][3]
-    if isinstance(wanted, dict):  # else an enumeration
-        wanted["__slots__"] = tuple(slots)
+    reduced[1][3]["__slots__"] = tuple(slots)
 
 
 def _add_submodules(function: types.FunctionType, reduced: tuple[Any, ...]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from conftest import RunPython
 
 CODE = """
-import dataclasses, functools, sys
+import dataclasses, enum, functools, sys
 import stook
 
 @dataclasses.dataclass(slots=True)
@@ -43,6 +43,10 @@ class Child(Base):
 
 class GrandChild(Point):
     __slots__ = ()
+
+class Color(enum.IntEnum):
+    __slots__ = ()
+    RED = 1
 
 class Prop:
     def __init__(self, n):
@@ -114,6 +118,7 @@ def check(call):
     assert call(from_slots, Point) and call(lambda: Private(3).secret()) == 3
     assert call(lambda: Point(5)) == Point(5)
 
+    assert call(lambda color: (color, Color.RED), Color.RED) == (Color.RED,) * 2
     assert call(twice, Prop(4)) == (8, "Two times.", "twice")
     back = call(lambda: Prop(5))
     assert type(back) is Prop and back.twice == 10
