@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <utility>
@@ -70,6 +71,21 @@ bool bear_errors(ResultIterator* self, std::uint64_t errors, PyObject* error) {
   return false;
 }
 
+// The index of the item that cost a worker, or None where that is not known.
+OwnedRef lost_index(const ResultIterator* self, const TakenOutcome& taken) {
+  const workers::Outcome& outcome = taken.outcome;
+  std::uint64_t item = 0;
+  if (self->plan == nullptr) return OwnedRef(Py_NewRef(Py_None));
+  if (self->plan->options().batch_size != 0) {
+    if (outcome.begun == 0) return OwnedRef(Py_NewRef(Py_None));
+    item = outcome.begun - 1;
+  }
+  std::uint64_t index = 0;
+  if (item >= taken.payload.size() / sizeof index) return OwnedRef(Py_NewRef(Py_None));
+  std::memcpy(&index, taken.payload.data() + item * sizeof index, sizeof index);
+  return OwnedRef(PyLong_FromUnsignedLongLong(index));
+}
+
 // The element, or nullptr: with its error set, or without one if the job was skipped.
 PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
   const workers::Outcome& outcome = taken.outcome;
@@ -119,13 +135,16 @@ PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
   OwnedRef error;
   const auto position = static_cast<unsigned long long>(outcome.position);
   if (outcome.kind == workers::OutcomeKind::kWorkerDied) {
-    error.reset(PyObject_CallMethod(pool.functions.ptr(), "worker_died", "IiiKIO", outcome.worker,
+    const OwnedRef index = lost_index(self, taken);
+    error.reset(PyObject_CallMethod(pool.functions.ptr(), "worker_died", "IiiKIOO", outcome.worker,
                                     static_cast<int>(outcome.pid), outcome.status, position,
-                                    outcome.attempts, outcome.out_of_memory ? Py_True : Py_False));
+                                    outcome.attempts, outcome.out_of_memory ? Py_True : Py_False,
+                                    index.get()));
   } else if (outcome.kind == workers::OutcomeKind::kTimedOut) {
     const std::chrono::duration<double> allowed = pool.manager.element_timeout();
-    error.reset(PyObject_CallMethod(pool.functions.ptr(), "timed_out", "IKd", outcome.worker,
-                                    position, allowed.count()));
+    const OwnedRef index = lost_index(self, taken);
+    error.reset(PyObject_CallMethod(pool.functions.ptr(), "timed_out", "IKdO", outcome.worker,
+                                    position, allowed.count(), index.get()));
   } else {
     error.reset(PyObject_CallMethod(
         pool.functions.ptr(), startup ? "startup_error" : "element_error", "y#IK",

@@ -86,7 +86,7 @@ struct Outcome {
   std::uint32_t segments = 0;  // SegmentNames at the end of the payload
   std::uint32_t failed = 0;    // of the job's items: left out or replaced
   std::uint32_t consumed = 0;  // items it took, where that is not what it was dealt; or 0
-  // kWorkerDied, kTimedOut:
+  // kWorkerDied, kTimedOut; `payload` is then the job's, if that is short and has no blocks:
   pid_t pid = 0;
   int status = 0;  // as waitpid gives it
   std::uint32_t attempts = 0;

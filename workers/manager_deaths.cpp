@@ -173,6 +173,11 @@ void Manager::lose_job(std::uint64_t number, std::uint32_t index, int status) {
   outcome.attempts = job.attempts;
   outcome.begun = begun;
   outcome.out_of_memory = out_of_memory;
+  // The slot is not used again before the outcome is taken.
+  const JobSlot& slot = channel_->control().job(job.number);
+  if (slot.external_offset == 0 && slot.block_count == 0) {
+    outcome.payload = {slot.payload, std::min<std::uint64_t>(slot.payload_bytes, kJobInlineBytes)};
+  }
   finish(job, outcome);
 }
 

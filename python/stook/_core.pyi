@@ -126,9 +126,12 @@ class _ParentFunctions(Protocol):
         position: int,
         attempts: int,
         out_of_memory: bool,
+        index: int | None,
         /,
     ) -> BaseException: ...
-    def timed_out(self, worker: int, position: int, seconds: float, /) -> BaseException: ...
+    def timed_out(
+        self, worker: int, position: int, seconds: float, index: int | None, /
+    ) -> BaseException: ...
     def too_many_errors(
         self, errors: int, items: int, allowed: float, error: BaseException | None, /
     ) -> BaseException: ...

@@ -59,12 +59,15 @@ class ParentFunctions:
         position: int,
         attempts: int,
         out_of_memory: bool,
+        index: int | None = None,
     ) -> WorkerDied:
         detail = death_detail(pid, attempts, out_of_memory)
-        return WorkerDied(worker, os.waitstatus_to_exitcode(status), position, detail)
+        return WorkerDied(worker, os.waitstatus_to_exitcode(status), position, detail, index)
 
-    def timed_out(self, worker: int, position: int, seconds: float) -> ElementTimeout:
-        return ElementTimeout(position, seconds, worker)
+    def timed_out(
+        self, worker: int, position: int, seconds: float, index: int | None = None
+    ) -> ElementTimeout:
+        return ElementTimeout(position, seconds, worker, index)
 
     def too_many_errors(
         self, errors: int, items: int, allowed: float, error: BaseException | None

@@ -16,6 +16,7 @@ import pytest
 import stook
 
 LENGTH = 14
+SECONDS = 0.2
 DEADLY = frozenset({2, 5, 6, 13})
 SURVIVORS = [index for index in range(LENGTH) if index not in DEADLY]
 
@@ -205,9 +206,36 @@ def test_a_collate_that_costs_workers_costs_its_batch() -> None:
         assert elements.stats().errors == 1
 
 
-# ---- time-outs -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("end", ["killed", "hang"])
+def test_without_a_policy_the_error_names_the_item(end: str) -> None:
+    lost = 5
 
-SECONDS = 0.2
+    def transform(index: int) -> int:
+        if index == lost:
+            (kill if end == "killed" else hang)(index)
+        return index
+
+    with loader(
+        transform, shuffle=True, seed=1, timeout=SECONDS, on_worker_death="raise"
+    ) as elements:
+        iterator = iter(elements)
+        found = []
+        with pytest.raises((stook.WorkerDied, stook.ElementTimeout)) as caught:
+            while True:
+                found.append(next(iterator))
+        assert caught.value.item_index == lost  # type: ignore[union-attr]
+        assert caught.value.index == len(found) != lost  # type: ignore[union-attr]
+        assert f"element {len(found)} (index {lost})" in str(caught.value)
+        assert sorted([*found, lost, *iterator]) == list(range(LENGTH))
+    with loader(transform, batch_size=4, timeout=SECONDS, on_worker_death="raise") as elements:
+        iterator = iter(elements)
+        next(iterator)
+        with pytest.raises((stook.WorkerDied, stook.ElementTimeout)) as caught:
+            next(iterator)
+        assert (caught.value.index, caught.value.item_index) == (1, lost)  # type: ignore[union-attr]
+
+
+# ---- time-outs -----------------------------------------------------------------------------------
 
 
 @each_batch
@@ -351,3 +379,15 @@ def test_what_comes_too_late_is_dropped_and_its_thread_ends(ordered: bool) -> No
         assert found == [2, 3, 4, 5]
         assert not stuck[0].is_alive()
         assert list(iterator) == []
+
+
+def test_lost_items_count_against_max_errors() -> None:
+    with loader(
+        dies("killed"), batch_size=4, on_worker_death="raise", on_error="skip", max_errors=2
+    ) as elements:
+        found = []
+        with pytest.raises(stook.TooManyErrors) as caught:
+            for batch in elements:
+                found.append(batch.tolist())
+    assert found == [[0, 1, 3]]
+    assert (caught.value.errors, caught.value.items) == (3, 8)

@@ -25,7 +25,6 @@ PLACES = {
 }
 each_place = pytest.mark.parametrize("place", PLACES)
 a_place_of_each_kind = pytest.mark.parametrize("place", ["here", "workers", "threads"])
-each_counting_place = pytest.mark.parametrize("place", ["here", "thread", "threads"])
 each_batch = pytest.mark.parametrize("batch_size", [None, 1, 4, 30])
 each_order = pytest.mark.parametrize("ordered", [True, False])
 
@@ -407,7 +406,7 @@ def test_retries_are_counted() -> None:
 # ---- max_errors ----------------------------------------------------------------------------------
 
 
-@each_counting_place
+@each_place
 @pytest.mark.parametrize("batch_size", [None, 4])
 @pytest.mark.parametrize("on_error", ["skip", lambda _: 0])
 def test_a_number_of_errors_ends_the_pass(
@@ -430,7 +429,7 @@ def test_a_number_of_errors_ends_the_pass(
         list(loader)
 
 
-@each_counting_place
+@each_place
 def test_raised_errors_count_as_well(place: str) -> None:
     with made(place, range(LENGTH), fail, max_errors=1) as loader:
         iterator = iter(loader)
@@ -441,7 +440,7 @@ def test_raised_errors_count_as_well(place: str) -> None:
         assert loader.stats().errors == 2
 
 
-@each_counting_place
+@each_place
 def test_all_items_of_a_batch_that_raises_have_been_seen(place: str) -> None:
     with made(place, range(LENGTH), fail, batch_size=4, max_errors=1) as loader:
         iterator = iter(loader)
@@ -453,7 +452,7 @@ def test_all_items_of_a_batch_that_raises_have_been_seen(place: str) -> None:
         assert (caught.value.errors, caught.value.items) == (2, 12)
 
 
-@each_counting_place
+@each_place
 def test_a_rate_of_errors_is_looked_at_from_the_hundredth_item_on(place: str) -> None:
     def fails_early(index: int) -> int:
         if index < 20 or index in (100, 101, 102):
