@@ -141,10 +141,46 @@ def init():
     TABLE["more"] = h
 
 def use(): return TABLE["h"](), TABLE["more"](), h()
+def use_h(): return h()
 
-pool = stook.Pool(1, init, options=stook.MultiprocessingOptions(start_method="fork"))
+for first in (use, use_h):
+    pool = stook.Pool(1, init, options=stook.MultiprocessingOptions(start_method="fork"))
+    assert pool.apply(first)
+    for _ in range(2):
+        assert pool.apply(use) == ("caller's", "worker's", "worker's"), first
+"""
+    run_python(PROLOGUE + code).check()
+
+
+def test_what_changed_since_a_fork_is_new_where_it_is_held(run_python: RunPython) -> None:
+    """Also if nothing of it was ever sent before."""
+    code = """
+class Holder:
+    def __init__(self, value): self.value = value
+    def get(self): return self.value
+
+def build(value):
+    global METHOD, MISSING, holder
+    holder, MISSING = Holder(value), object()
+    METHOD = holder.get
+
+def use():
+    return TABLE["h"](), METHOD(), default(), LOOP[1]["h"](), LOOP[0] is LOOP, LOOP[1] is TABLE
+
+build(1)
+def h(): return "old"
+def default(x=MISSING): return x is MISSING
+TABLE = {"h": h}
+LOOP = []
+LOOP += [LOOP, TABLE]
+pool = stook.Pool(1, options=stook.MultiprocessingOptions(start_method="fork"))
+assert pool.apply(abs, (-1,)) == 1  # it was forked
+build(2)
+def h(): return "new"
+def default(x=MISSING): return x is MISSING
+TABLE["h"] = h
 for _ in range(2):
-    assert pool.apply(use) == ("caller's", "worker's", "worker's")
+    assert pool.apply(use) == ("new", 2, True, "new", True, True), pool.apply(use)
 """
     run_python(PROLOGUE + code).check()
 
