@@ -223,6 +223,8 @@ class IMapFeed(Feed):
         """Sends what was drawn: whole jobs, and if workers may run dry, whatever there is."""
         while True:
             with self.lock:
+                if self._is_drawing:  # whom this interrupts goes on
+                    return
                 size = self.items_per_job
                 there = len(self._buffer)
                 if there < size:
@@ -233,9 +235,13 @@ class IMapFeed(Feed):
                         size -= there % self.chunksize
                 if size == 0 or self.is_ended:
                     return
-                items = self._buffer[:size]
-                job = self._make_job(items)
-                del self._buffer[:size]
+                self._is_drawing = True
+                try:
+                    items = self._buffer[:size]
+                    job = self._make_job(items)
+                    del self._buffer[:size]
+                finally:
+                    self._is_drawing = False
             self._submit(job, items)
 
     def _park(self) -> bool:

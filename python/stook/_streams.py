@@ -95,16 +95,18 @@ class Pace:
         self._items += items
         if not whole:
             self.chunks = max(1, min(self.chunks, items // self._chunksize))
-        if self._parts < self._patience:
+        # Without calls in between: in one, a signal handler that uses the pool may come here, too.
+        parts, total, began, before = self._parts, self._items, self._began, self._bytes
+        if parts < self._patience:
             return
+        self._parts = self._items = 0
         now = time.perf_counter()
         size = self._core.totals()[1]
-        seconds = (now - self._began) * self._parallel / self._items
-        each = (size - self._bytes) / self._items
+        seconds = (now - began) * self._parallel / total
+        each = (size - before) / total
         wanted = min(_JOB_SECONDS / max(seconds, 1e-9), _JOB_BYTES / max(each, 1.0))
         chunks = int(wanted / self._chunksize)
         self.chunks = min(max(chunks, self.chunks // 2, 1), 2 * self.chunks, self._most)
-        self._parts = self._items = 0
         self._began, self._bytes = now, size
 
 
@@ -191,6 +193,9 @@ class Feed:
         self._jobs_ahead = jobs_ahead * tasks.num_workers
         self._background = background
         self.lock = threading.RLock()
+        # Items were taken that are not counted as sent yet. Only whoever has the lock sees it true:
+        # a signal handler, or a finalizer, that uses the pool in between.
+        self._is_drawing = False
         self.sent = 0  # items, of which so many have results:
         self.received = 0
         self._jobs = 0
@@ -212,7 +217,7 @@ class Feed:
     @property
     def is_done(self) -> bool:
         """Nothing more is to be received."""
-        return self._source is None and self.sent == self.received
+        return self._source is None and self.sent == self.received and not self._is_drawing
 
     def has_room(self) -> bool:
         """True if another job may be sent; under the lock."""
@@ -222,25 +227,36 @@ class Feed:
         """Sends as many jobs as there is room for."""
         while not self.is_ended:
             with self.lock:
-                source = self._source
-                if source is None or not self.has_room():
+                # Whom this interrupts goes on, and looks again.
+                if self._is_drawing or self._source is None or not self.has_room():
                     return
-                size = self.items_per_job
-                items: list[Any] = []
-                try:
-                    items.extend(islice(source, size))  # which keeps what came before an error
-                except Exception as error:
-                    self._source = None
-                    self.failure = error
-                    if self.chunksize > 1:  # as in multiprocessing, it stands for its chunk
-                        del items[len(items) // self.chunksize * self.chunksize :]
-                if len(items) < size:
-                    self._source = None
-                if not items:
+                drawn = self._draw_job()
+                if drawn is None:
                     self.source_ended()
                     return
-                job = self._make_job(items)
-            self._submit(job, items)
+            self._submit(*drawn)
+
+    def _draw_job(self) -> tuple[Job, list[Any]] | None:
+        """The next items of the source, as a job; under the lock."""
+        size = self.items_per_job
+        items: list[Any] = []
+        self._is_drawing = True
+        try:
+            source = self._source
+            if source is None:
+                return None
+            try:
+                items.extend(islice(source, size))  # which keeps what came before an error
+            except Exception as error:
+                self._source = None
+                self.failure = error
+                if self.chunksize > 1:  # as in multiprocessing, it stands for its chunk
+                    del items[len(items) // self.chunksize * self.chunksize :]
+            if len(items) < size:
+                self._source = None
+            return (self._make_job(items), items) if items else None
+        finally:
+            self._is_drawing = False
 
     def _make_job(self, items: list[Any]) -> Job:
         """Under the lock."""
