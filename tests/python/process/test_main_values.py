@@ -49,7 +49,7 @@ make()
 assert call(use) == ("new",) * 6, call(use)
 assert call(use) == ("new",) * 6
 """
-    run_python(PROLOGUE + code, method)
+    run_python(PROLOGUE + code, method).check()
 
 
 @each_method
@@ -71,7 +71,7 @@ assert call(use) == 1
 counter.count = 2
 assert call(use) == 2
 """
-    run_python(PROLOGUE + code, method)
+    run_python(PROLOGUE + code, method).check()
 
 
 @each_method
@@ -88,7 +88,7 @@ def count():
 
 assert [call(count) for _ in range(3)] == [1, 2, 3]
 """
-    run_python(PROLOGUE + code, method)
+    run_python(PROLOGUE + code, method).check()
 
 
 @each_method
@@ -118,7 +118,7 @@ both = call(make, Both)
 both = call(lambda: make(Both, name="n", value=2, more=3))
 assert (both.name, both.value, vars(both)) == ("n", 2, {"more": 3})
 """
-    run_python(PROLOGUE + code, method)
+    run_python(PROLOGUE + code, method).check()
 
 
 @each_method
@@ -134,4 +134,4 @@ assert call(lambda lazy: lazy.value, Lazy()) == 7
 assert call(lambda: Lazy.value.__doc__) == "Of which it is said:"
 assert call(Lazy).value == 7
 """
-    run_python(PROLOGUE + code, method)
+    run_python(PROLOGUE + code, method).check()

@@ -53,4 +53,4 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 signal.signal(signal.SIGALRM, signal.SIG_IGN)
 pool.terminate()
 """
-    )
+    ).check()
