@@ -41,6 +41,7 @@ from .options import MultiprocessingOptions, MultithreadingOptions
 from .pool import Pool
 from .pure import PureAsyncFunction, PureFunction, pure
 from .recommend import Recommendation, recommend
+from .sampler import WeightedSampler
 from .shared_memory_array import (
     SharedMemoryArray,
     SharedMemoryArrayMetadata,
@@ -82,6 +83,7 @@ __all__ = [
     "SubprocessIterator",
     "ThreadPool",
     "TooManyErrors",
+    "WeightedSampler",
     "WorkerDied",
     "WorkerInfo",
     "WorkerMemory",

@@ -67,6 +67,11 @@ class DrawnDealing(Dealing):
     def begin(self, place: Place, num_epochs: int | None) -> Jobs:
         self.check(place, _OWNER)
         self._begun = True
+        methods = state_methods(self.origin)
+        if self.once and methods is not None and place.source is None and not place.position:
+            # So that it can come back to its beginning.
+            source = copy.deepcopy(methods[0]()), 0
+            place = dataclasses.replace(place, source=source)
         return _DrawnJobs(self, place, num_epochs)
 
     def elements(self) -> int | None:

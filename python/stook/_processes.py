@@ -114,13 +114,17 @@ class ProcessPool:
                 self._stop()
             if self._core is None:
                 self._start()
-            is_number = isinstance(max_errors, int)
+            most, rate = -1, 0.0
+            if isinstance(max_errors, int):
+                most = max_errors
+            elif max_errors is not None:
+                rate = max_errors
             iterator = ProcessIterator(
                 self._core,
                 jobs,
                 ordered,
-                max_errors=max_errors if is_number else -1,
-                max_error_rate=0.0 if is_number else max_errors or 0.0,
+                max_errors=most,
+                max_error_rate=rate,
                 batched=self._task.batch_size is not None,
             )
             iterator._pool = self

@@ -144,6 +144,10 @@ class LoaderTask:
         batch_size = self.batch_size or 1
         collate = self.collate
         state = _state
+        # Where a source gives the items of a batch at once, as torch's datasets may.
+        get_all = getattr(self.source, "__getitems__", None) if indexed else None
+        if get_all is not None:
+            load = partial(_apply, self.transforms)
 
         def run(epoch: int, position: int, payload: Sequence[Any]) -> Any:
             state.epoch = epoch
@@ -154,6 +158,8 @@ class LoaderTask:
             batch = Assembler(indices) if collate is None else _Gathered()
             item: int | None = None
             try:
+                if get_all is not None:
+                    payload = _items_of(get_all, payload)
                 for item in range(count):
                     batch.add(load(payload[item]))
                 item = None
@@ -189,6 +195,20 @@ def _raise(
     """Raises what the consumer is to get for `error`; the traceback keeps user code's frames."""
     worker = _state.worker
     raise for_consumer(error, position, index, item, None if worker is None else worker[0])
+
+
+def _items_of(get_all: Callable[[list[int]], Any], indices: Sequence[int]) -> Sequence[Any]:
+    items: Any = get_all(list(indices))
+    if not isinstance(items, Sequence) or len(items) != len(indices):
+        found = (
+            f"{len(items)} items" if isinstance(items, Sequence) else f"a {type(items).__name__}"
+        )
+        raise ValueError(
+            f"the source's __getitems__ must give a list with an item for each index, and gave"
+            f" {found} for the {len(indices)} indices {list(indices)}"
+        )
+    given: Sequence[Any] = items
+    return given
 
 
 def _itself(item: Any) -> Any:

@@ -61,7 +61,9 @@ class DataLoader(StaysHere):
       source: Anything with `__len__` and `__getitem__` over 0..n-1, of which only indices cross to
         the workers and whose length is read once; or an iterable, whose items cross. What has both
         protocols is indexed. An iterator can be run through once: pass something that starts anew,
-        such as a list, for more than one epoch or pass.
+        such as a list, for more than one epoch or pass. With `batch_size`, one that has
+        `__getitems__(indices)` is asked for the items of a batch at once, unless `on_error`,
+        `retries` or `timeout` want each by itself.
       transform: A callable, or a list or tuple of callables that are called one after the other, on
         each item, in the worker. `None`: items are delivered as they are.
       options: Worker processes, or `MultithreadingOptions` for threads; without it everything runs
