@@ -194,7 +194,8 @@ class DataLoader(StaysHere):
         """Takes another source from the next pass on; a pass that is under way keeps the old one.
 
         The workers keep the source they were started with, so a change *within* a source does not
-        reach them; this call does, for the next pass starts new ones. Epochs are counted on.
+        reach them; this call does, for the next pass starts new ones. Epochs are counted on. A
+        state that was set for the next pass is forgotten.
 
         Args:
           source: As for the constructor, and held against the same arguments.
@@ -206,6 +207,8 @@ class DataLoader(StaysHere):
         with self._lock:
             self._check_open("update()")
             self._set_source(source)
+            if self._iterator is not None and self._iterator() is None:
+                self._end_pass()  # which else would keep the old one
 
     # ---- iterating -------------------------------------------------------------------------------
 
