@@ -30,7 +30,7 @@ struct ErrorLimit {
   double rate = 0;                    // of the items that were seen
   bool batched = false;               // the payload of a job from Python is a sequence of items
   std::uint64_t items = 0;            // of what was delivered
-  std::vector<std::uint64_t> of_job;  // items; by number: of the jobs of a window
+  std::vector<std::uint64_t> of_job;  // items; by number: of the jobs of two windows
 };
 
 struct ResultIterator {

@@ -8,7 +8,7 @@ from typing import Any, Final, final
 
 from .errors import ElementError
 
-__all__ = ["DEFAULT_POLICY", "SKIP", "FillPlan", "Policy", "Report", "Skip"]
+__all__ = ["DEFAULT_POLICY", "SKIP", "Policy", "Report", "Skip"]
 
 
 @final
@@ -45,8 +45,8 @@ class Report:
     Attributes:
       element: The element, or `SKIP`: then there is nothing to deliver.
       failed: Items that failed, and were left out or replaced.
-      consumed: With `fill_batches`, how many items of the plan, from its own first one on, the
-        batch has used up; `None`: as many as were planned.
+      consumed: How many items of the plan, from its own first one on, a batch has used up; `None`:
+        as many as were planned.
     """
 
     __slots__ = ("consumed", "element", "failed")
@@ -58,23 +58,6 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class FillPlan:
-    """Where a batch finds further items, when some of its own are left out.
-
-    Attributes:
-      length: Of the source.
-      shuffle_seed: What the order depends on, or `None` for no other order.
-      shard: Index and count.
-      drop_remainder: Leave out a batch that is not full at the end of an epoch.
-    """
-
-    length: int
-    shuffle_seed: int | None
-    shard: tuple[int, int]
-    drop_remainder: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Policy:
     """What is done about items that fail.
 
@@ -82,13 +65,17 @@ class Policy:
       on_error: `"raise"`, `"skip"`, or what makes a replacement.
       retries: How often an item is tried again before that.
       timeout: Seconds an item may take, or `None`.
-      fill: With `fill_batches`, where a batch finds more items.
+      fill: Batches take further items in place of those left out. The payload of a batch is then
+        a function (number of an item, counted from the batch's first one) -> its index, or `None`
+        beyond the end of the epoch; and then the indices.
+      drop_remainder: With `fill`, leave out a batch that is not full at the end of an epoch.
     """
 
     on_error: str | Callable[[ElementError], Any] = "raise"
     retries: int = 0
     timeout: float | None = None
-    fill: FillPlan | None = None
+    fill: bool = False
+    drop_remainder: bool = False
 
     @property
     def is_needed(self) -> bool:

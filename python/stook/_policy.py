@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _core, _random
-from ._element_errors import SKIP, FillPlan, Report
+from ._element_errors import SKIP, Report
 from .collate import Assembler
 from .errors import ElementError, ElementTimeout, WorkerDied, death_detail, for_consumer
 from .worker_info import _state
@@ -229,16 +229,16 @@ def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
     batch_size = task.batch_size or 1
     collate = task.collate
     fill = items.policy.fill
-    further = None if fill is None else _further_items(fill)
+    drop_remainder = items.policy.drop_remainder
     majority = items.policy.on_error == "skip"
     state = _state
 
     def run(epoch: int, position: int, payload: Any, losses: Sequence[Loss] = ()) -> Any:
         state.epoch = epoch
         items.begin(epoch, position)
-        first = 0
-        if further is not None:
-            first, *payload = payload  # the number of the first item within the epoch
+        further: Callable[[int], int | None] | None = None
+        if fill:
+            further, *payload = payload
         planned = len(payload)
         start = position * batch_size
         rows: _Rows
@@ -251,13 +251,9 @@ def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
         failed = 0
         number = 0
         while number < planned or (further is not None and len(rows) < batch_size):
-            if number < planned:
-                item = payload[number]
-            else:
-                assert further is not None
-                item = further(epoch, first, number)
-                if item is None:
-                    break
+            item: Any = payload[number] if number < planned or further is None else further(number)
+            if further is not None and item is None:
+                break
             index = item if items.indexed else start + number
             value, replaced = items.get(epoch, position, item, index, number, losses)
             failed += replaced
@@ -274,10 +270,9 @@ def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
                     raise for_consumer(again, position, index, number, _worker())  # noqa: B904
             del value
             number += 1
-        consumed = number if further is not None and number != planned else None
         failed += rows.outvoted()
-        count = len(rows)
-        if count == 0 or (fill is not None and fill.drop_remainder and count < batch_size):
+        consumed = None if number == planned else number
+        if len(rows) == 0 or (fill and drop_remainder and len(rows) < batch_size):
             return Report(SKIP, failed, consumed)
         try:
             items.begin_item(number)
@@ -391,11 +386,3 @@ class _Grouped(_Rows):
 
     def outvoted(self) -> int:
         return sum(map(len, self._groups)) - len(self) + self._unfit
-
-
-# ---- more items than planned ---------------------------------------------------------------------
-
-
-def _further_items(fill: FillPlan) -> Callable[[int, int, int], int | None]:
-    """Returns (epoch, first item, number) -> index, or `None` at the end of the epoch."""
-    raise NotImplementedError

@@ -96,8 +96,6 @@ class DataLoader(StaysHere):
       retries: How often an item that raised is tried again before that, with the same draws.
       max_errors: How many items of a pass may fail, or (a float below 1) which share of them, from
         the 100th item on; then `next()` raises `TooManyErrors`, and the pass is over.
-      fill_batches: Let batches take more items in place of those left out, so that only an epoch's
-        last one can be shorter. Needs `batch_size`, a source that can be indexed, `ordered=True`.
       progress: Show a tqdm bar: elements, MB/s, share of the time spent waiting for elements.
 
     Raises:
@@ -136,7 +134,6 @@ class DataLoader(StaysHere):
         on_error: str | Callable[[ElementError], Any] = "raise",
         retries: int = 0,
         max_errors: float | None = None,
-        fill_batches: bool = False,
         progress: bool = False,
     ) -> None:
         self._closed = True  # until it is whole: __repr__ and close() of a half-made one
@@ -159,9 +156,6 @@ class DataLoader(StaysHere):
         self._on_error = check_on_error(on_error)
         self._retries = check_int(_OWNER, "retries", retries, 0)
         self._max_errors = check_max_errors(max_errors)
-        self._fill_batches = check_bool(_OWNER, "fill_batches", fill_batches)
-        if self._fill_batches:
-            raise ValueError(f"{_OWNER}: fill_batches is not there yet")
         self._bar_class = import_tqdm() if check_bool(_OWNER, "progress", progress) else None
 
         self._next_epoch = 0

@@ -230,7 +230,6 @@ def test_an_error_of_the_source_comes_after_its_elements(
         ({"max_errors": 0.0}, ValueError, "max_errors must be .*got 0.0"),
         ({"max_errors": True}, ValueError, "max_errors must be .*got True"),
         ({"max_errors": "3"}, TypeError, "max_errors must be .*got '3'"),
-        ({"fill_batches": 1}, TypeError, "fill_batches must be True or False"),
         ({"progress": "bar"}, TypeError, "progress must be True or False"),
     ],
 )
