@@ -5,10 +5,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
+#include "bindings/further_items.h"
 #include "bindings/register.h"
 
 namespace stook::bindings {
@@ -16,6 +19,7 @@ namespace {
 
 namespace py = pybind11;
 using workers::IndexPlan;
+using workers::ItemsFrom;
 
 py::int_ index_of(std::uint64_t value) {
   return py::reinterpret_steal<py::int_>(PyLong_FromUnsignedLongLong(value));
@@ -26,7 +30,11 @@ py::tuple next_job(IndexPlan& plan) {
   IndexPlan::Job job;
   if (!plan.next(job)) throw py::stop_iteration();
   py::object payload;
-  if (plan.options().batch_size == 0) {
+  if (plan.options().fill) {
+    OwnedRef filled = filled_payload(plan.items_from(job), std::as_bytes(job.indices));
+    if (!filled) throw py::error_already_set();
+    payload = py::reinterpret_steal<py::object>(filled.release());
+  } else if (plan.options().batch_size == 0) {
     payload = index_of(job.indices.front());
   } else {
     py::tuple indices(job.indices.size());
@@ -38,9 +46,37 @@ py::tuple next_job(IndexPlan& plan) {
   return py::make_tuple(index_of(job.epoch), index_of(job.number), std::move(payload));
 }
 
+std::optional<std::uint64_t> further_item(const ItemsFrom& from, std::uint64_t number) {
+  return from.at(number);
+}
+
 }  // namespace
 
+OwnedRef filled_payload(const ItemsFrom& from, std::span<const std::byte> indices) {
+  const std::size_t count = indices.size() / sizeof(std::uint64_t);
+  OwnedRef payload(PyTuple_New(static_cast<Py_ssize_t>(count + 1)));
+  if (!payload) return payload;
+  try {
+    PyTuple_SET_ITEM(payload.get(), 0, py::cast(from).release().ptr());
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return OwnedRef();
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint64_t value = 0;
+    std::memcpy(&value, indices.data() + i * sizeof value, sizeof value);
+    PyObject* index = PyLong_FromUnsignedLongLong(value);
+    if (index == nullptr) return OwnedRef();
+    PyTuple_SET_ITEM(payload.get(), static_cast<Py_ssize_t>(i + 1), index);
+  }
+  return payload;
+}
+
 void register_index_plan(py::module_& module) {
+  py::class_<ItemsFrom>(module, "FurtherItems",
+                        "The items of an epoch from the first one of a batch on: called with a "
+                        "number, counted from 0 there, gives the index, or None beyond the end.")
+      .def("__call__", &further_item, py::arg("number"), py::pos_only());
   py::class_<IndexPlan>(module, "IndexPlan",
                         "The jobs of a pass over a source that is indexed: an iterator of (epoch, "
                         "number, index), or of (epoch, number, tuple of indices) with a batch "
@@ -75,6 +111,9 @@ void register_index_plan(py::module_& module) {
       .def("__iter__", [](py::object self) { return self; })
       .def("__next__", &next_job)
       .def("__len__", [](const IndexPlan& plan) { return plan.jobs_per_epoch(); })
+      .def("rewind", &IndexPlan::rewind, py::arg("epoch"), py::arg("position"), py::arg("item"),
+           py::arg("ordinal"))
+      .def("planned_items", &IndexPlan::planned_items, py::arg("epoch"), py::arg("item"))
       .def_property_readonly("jobs_per_epoch", &IndexPlan::jobs_per_epoch)
       .def_property_readonly("jobs_in_first_epoch", &IndexPlan::jobs_in_first_epoch);
 }

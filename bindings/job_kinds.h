@@ -23,10 +23,12 @@ enum JobKind : std::uint32_t {
   kStarChunkJob = 8,
   // Without payload: the worker that claims it ends in good order.
   kRetireJob = 9,
+  // A workers::ItemsFrom, then u64 each: a batch of indices that may take further ones.
+  kFilledJob = 10,
 };
 
 // An element of a loader: the worker's task makes it, and may report on it.
-constexpr bool has_task(std::uint32_t kind) { return kind <= kEncodedJob; }
+constexpr bool has_task(std::uint32_t kind) { return kind <= kEncodedJob || kind == kFilledJob; }
 constexpr bool has_items(std::uint32_t kind) { return kind >= kBatchJob && kind <= kStarChunkJob; }
 constexpr bool has_star(std::uint32_t kind) { return kind >= kStarBatchJob; }
 constexpr bool is_batch(std::uint32_t kind) { return kind == kBatchJob || kind == kStarBatchJob; }

@@ -1,12 +1,10 @@
-// The iterator over results: results in, waiting, and the type.
+// The iterator over results: waiting, and the type.
 //
 // Per element: deal as many jobs as the window allows, look whether the awaited result is there,
 // sleep without the GIL if not, decode. No Python code runs while the manager's mutex is held.
 #include "bindings/result_iterator.h"
 
-#include <chrono>
 #include <csignal>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <utility>
@@ -25,142 +23,6 @@ using workers::Manager;
 constexpr unsigned kSkipsPerTurn = 64;
 
 ResultIterator* as_iterator(PyObject* self) { return reinterpret_cast<ResultIterator*>(self); }
-
-// ------------------------------------------------------------------ results
-
-// Under the mutex. Copies out what the manager would reuse.
-void take(ResultIterator* self, TakenOutcome& taken) {
-  Manager& manager = self->pool->manager;
-  taken.outcome = manager.take(self->ordered);
-  taken.blocks.assign(taken.outcome.blocks.begin(), taken.outcome.blocks.end());
-  taken.payload.assign(taken.outcome.payload.begin(), taken.outcome.payload.end());
-  taken.copy_out = !taken.blocks.empty() && manager.should_copy_out(taken.outcome);
-}
-
-void count_errors(ResultIterator* self, std::uint64_t errors) {
-  self->errors += errors;
-  self->pool->errors += errors;
-}
-
-// A job of before a restart, which another thread had in hand, is none of these.
-void note_delivery(ResultIterator* self, std::uint64_t job) {
-  if (self->has_dealt && job >= self->first_job) self->deliveries->add(job - self->first_job);
-}
-
-void abandon(ResultIterator* self);
-
-// Counts what failed. False if that is too much: the pass is over then, and the error set. `error`:
-// what is to be raised otherwise, if anything.
-bool bear_errors(ResultIterator* self, std::uint64_t errors, PyObject* error) {
-  count_errors(self, errors);
-  const ErrorLimit* limit = self->limit;
-  if (limit == nullptr || !limit->is_exceeded(self->errors)) return true;
-  if (error != nullptr && PyErr_GivenExceptionMatches(error, PyExc_KeyboardInterrupt)) return true;
-  self->finished = true;
-  const OwnedRef allowed(limit->most >= 0 ? PyLong_FromLongLong(limit->most)
-                                          : PyFloat_FromDouble(limit->rate));
-  const OwnedRef raised(PyObject_CallMethod(self->pool->functions.ptr(), "too_many_errors", "KKOO",
-                                            static_cast<unsigned long long>(self->errors),
-                                            static_cast<unsigned long long>(limit->items),
-                                            allowed.get(), error == nullptr ? Py_None : error));
-  if (raised) raise_exception(raised.get());
-  // Keeps the exception: it runs no Python code but what dropped arguments bring.
-  const OwnedRef kept = take_exception();
-  abandon(self);
-  if (kept) raise_exception(kept.get());
-  return false;
-}
-
-// The index of the item that cost a worker, or None where that is not known.
-OwnedRef lost_index(const ResultIterator* self, const TakenOutcome& taken) {
-  const workers::Outcome& outcome = taken.outcome;
-  std::uint64_t item = 0;
-  if (self->plan == nullptr) return OwnedRef(Py_NewRef(Py_None));
-  if (self->plan->options().batch_size != 0) {
-    if (outcome.begun == 0) return OwnedRef(Py_NewRef(Py_None));
-    item = outcome.begun - 1;
-  }
-  std::uint64_t index = 0;
-  if (item >= taken.payload.size() / sizeof index) return OwnedRef(Py_NewRef(Py_None));
-  std::memcpy(&index, taken.payload.data() + item * sizeof index, sizeof index);
-  return OwnedRef(PyLong_FromUnsignedLongLong(index));
-}
-
-// The element, or nullptr: with its error set, or without one if the job was skipped.
-PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
-  const workers::Outcome& outcome = taken.outcome;
-  WorkerPool& pool = *self->pool;
-  if (self->limit != nullptr && outcome.kind != workers::OutcomeKind::kStartupError) {
-    self->limit->items +=
-        outcome.consumed != 0 ? outcome.consumed : self->limit->items_of(outcome.job);
-  }
-  if (outcome.kind == workers::OutcomeKind::kElement) {
-    PyObject* element =
-        pool.decoder.decode_leased(taken.payload, taken.blocks, outcome.arena, taken.copy_out);
-    pool.held.release(outcome.job);
-    note_delivery(self, outcome.job);
-    if (element == nullptr) {
-      const OwnedRef error = take_exception();
-      if (bear_errors(self, outcome.failed + 1, error.get())) raise_exception(error.get());
-      return nullptr;
-    }
-    if (outcome.failed != 0 && !bear_errors(self, outcome.failed, nullptr)) {
-      Py_DECREF(element);
-      return nullptr;
-    }
-    const std::uint64_t copied = outcome.copied + (taken.copy_out ? outcome.moved : 0);
-    const std::uint64_t moved = taken.copy_out ? 0 : outcome.moved;
-    ++self->elements;
-    self->bytes += outcome.array_bytes;
-    self->moved += moved;
-    self->copied += copied;
-    ++pool.elements;
-    pool.bytes += outcome.array_bytes;
-    pool.moved += moved;
-    pool.copied += copied;
-    return element;
-  }
-  for (const workers::BlockRef& block : taken.blocks) outcome.arena->release(block.id);
-  const bool startup = outcome.kind == workers::OutcomeKind::kStartupError;
-  if (startup) {  // it belongs to no job
-    self->finished = true;
-  } else {
-    pool.held.release(outcome.job);
-    note_delivery(self, outcome.job);
-  }
-  if (outcome.kind == workers::OutcomeKind::kSkipped) {
-    if (outcome.failed != 0) bear_errors(self, outcome.failed, nullptr);
-    return nullptr;
-  }
-  OwnedRef error;
-  const auto position = static_cast<unsigned long long>(outcome.position);
-  if (outcome.kind == workers::OutcomeKind::kWorkerDied) {
-    const OwnedRef index = lost_index(self, taken);
-    error.reset(PyObject_CallMethod(pool.functions.ptr(), "worker_died", "IiiKIOO", outcome.worker,
-                                    static_cast<int>(outcome.pid), outcome.status, position,
-                                    outcome.attempts, outcome.out_of_memory ? Py_True : Py_False,
-                                    index.get()));
-  } else if (outcome.kind == workers::OutcomeKind::kTimedOut) {
-    const std::chrono::duration<double> allowed = pool.manager.element_timeout();
-    const OwnedRef index = lost_index(self, taken);
-    error.reset(PyObject_CallMethod(pool.functions.ptr(), "timed_out", "IKdO", outcome.worker,
-                                    position, allowed.count(), index.get()));
-  } else {
-    error.reset(PyObject_CallMethod(
-        pool.functions.ptr(), startup ? "startup_error" : "element_error", "y#IK",
-        reinterpret_cast<const char*>(taken.payload.data()),
-        static_cast<Py_ssize_t>(taken.payload.size()), outcome.worker, position));
-    if (startup) pool.close();
-  }
-  if (!error) error = take_exception();
-  if (startup) {
-    count_errors(self, 1);
-    raise_exception(error.get());
-  } else if (bear_errors(self, outcome.failed + 1, error.get())) {
-    raise_exception(error.get());
-  }
-  return nullptr;
-}
 
 // Sleeps until there may be something new. False with an error set.
 bool wait(ResultIterator* self, bool& long_wait) {
@@ -341,20 +203,27 @@ std::uint64_t begin_pass(WorkerPool& pool) {
   return pass;
 }
 
-// Gives up what is under way, if this iterator still has the pool.
+}  // namespace
+
 void abandon(ResultIterator* self) {
   if (self->pool == nullptr || self->pool->manager.in_forked_child()) return;
   if (!self->pool->is_open() || self->pass != self->pool->pass) return;
   begin_pass(*self->pool);
 }
 
+namespace {
+
 // What the iterator is to deal from: the plan behind `jobs`, or none for a Python iterator. False
 // with an error set when it is neither.
-bool check_jobs(PyObject* jobs, workers::IndexPlan*& plan) {
+bool check_jobs(PyObject* jobs, bool ordered, workers::IndexPlan*& plan) {
   if (py::isinstance<workers::IndexPlan>(jobs)) {
     plan = py::handle(jobs).cast<workers::IndexPlan*>();
   } else if (!PyIter_Check(jobs)) {
     PyErr_SetString(PyExc_TypeError, "jobs must be an IndexPlan or an iterator");
+    return false;
+  }
+  if (plan != nullptr && plan->options().fill && !ordered) {
+    PyErr_SetString(PyExc_ValueError, "batches are filled in order: fill needs ordered=True");
     return false;
   }
   return true;
@@ -363,6 +232,15 @@ bool check_jobs(PyObject* jobs, workers::IndexPlan*& plan) {
 std::unique_ptr<workers::Deliveries> new_deliveries(const workers::IndexPlan* plan) {
   return std::make_unique<workers::Deliveries>(plan == nullptr ? std::vector<std::uint64_t>()
                                                                : plan->options().skip);
+}
+
+std::unique_ptr<FillProgress> new_fill(const workers::IndexPlan* plan) {
+  if (plan == nullptr || !plan->options().fill) return nullptr;
+  auto fill = std::make_unique<FillProgress>();
+  fill->epoch = plan->options().first_epoch;
+  fill->position = plan->options().first_position;
+  fill->item = plan->first_item();
+  return fill;
 }
 
 PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
@@ -387,8 +265,9 @@ PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywor
     PyErr_SetString(PyExc_TypeError, "pool must be a WorkerPool");
     return nullptr;
   }
-  if (!check_jobs(jobs, plan) || !check_process(*pool)) return nullptr;
+  if (!check_jobs(jobs, ordered != 0, plan) || !check_process(*pool)) return nullptr;
   auto deliveries = new_deliveries(plan);
+  auto fill = new_fill(plan);
   std::unique_ptr<ErrorLimit> limit;
   if (max_errors >= 0 || max_error_rate > 0) {
     limit = std::make_unique<ErrorLimit>();
@@ -402,6 +281,7 @@ PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywor
   if (self == nullptr) return nullptr;
   self->deliveries = deliveries.release();
   self->limit = limit.release();
+  self->fill = fill.release();
   Py_INCREF(pool_object);
   Py_INCREF(jobs);
   self->pool_object = pool_object;
@@ -438,6 +318,7 @@ void iterator_dealloc(PyObject* object) {
   delete as_iterator(object)->spare;
   delete as_iterator(object)->deliveries;
   delete as_iterator(object)->limit;
+  delete as_iterator(object)->fill;
   Py_TYPE(object)->tp_free(object);
 }
 
@@ -452,13 +333,15 @@ PyObject* iterator_close(PyObject* object, PyObject*) {
 PyObject* iterator_restart(PyObject* object, PyObject* jobs) {
   ResultIterator* self = as_iterator(object);
   workers::IndexPlan* plan = nullptr;
-  if (!check_jobs(jobs, plan) || !check_usable(self)) return nullptr;
+  if (!check_jobs(jobs, self->ordered, plan) || !check_usable(self)) return nullptr;
   auto deliveries = new_deliveries(plan);
+  auto fill = new_fill(plan);
   const std::uint64_t pass = begin_pass(*self->pool);
   Py_INCREF(jobs);
   const OwnedRef old_jobs(std::exchange(self->jobs, jobs));
   const OwnedRef old_error(std::exchange(self->source_error, nullptr));
   delete std::exchange(self->deliveries, deliveries.release());
+  delete std::exchange(self->fill, fill.release());
   self->plan = plan;
   self->pass = pass;
   self->has_dealt = self->jobs_done = self->finished = false;
@@ -488,10 +371,24 @@ PyObject* iterator_delivered(PyObject* object, PyObject*) {
   return Py_BuildValue("KN", static_cast<unsigned long long>(deliveries.lowest()), ahead.release());
 }
 
+PyObject* iterator_next_item(PyObject* object, PyObject*) {
+  const FillProgress* fill = as_iterator(object)->fill;
+  if (fill == nullptr) {
+    PyErr_SetString(PyExc_ValueError, "only the jobs of a plan with fill end at any item");
+    return nullptr;
+  }
+  return Py_BuildValue("KKK", static_cast<unsigned long long>(fill->epoch),
+                       static_cast<unsigned long long>(fill->position),
+                       static_cast<unsigned long long>(fill->item));
+}
+
 PyMethodDef iterator_methods[] = {
     {"close", iterator_close, METH_NOARGS, "Gives up what is under way."},
     {"counts", iterator_counts, METH_NOARGS,
      "(elements, bytes, moved, copied, errors) delivered so far."},
+    {"next_item", iterator_next_item, METH_NOARGS,
+     "(epoch, position, item) that a plan with fill goes on with after the last element: what its "
+     "first_epoch, first_position and first_item would be. Waits for nothing."},
     {"delivered", iterator_delivered, METH_NOARGS,
      "(lowest, ahead): every job with an ordinal below `lowest` was delivered, as an element or an "
      "error, and so were those in the sorted list `ahead`. Waits for nothing."},

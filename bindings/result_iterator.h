@@ -1,10 +1,12 @@
 // The iterator over results: a Python type of its own, so that `for` calls C++ directly. Jobs out:
-// result_iterator_jobs.cpp; results in, waiting and the type: result_iterator.cpp.
+// result_iterator_jobs.cpp; results in: result_iterator_results.cpp; waiting and the type:
+// result_iterator.cpp.
 //
 // Any thread that has the GIL may call what is declared here; what it blocks on, it blocks on
 // without the GIL.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -33,6 +35,16 @@ struct ErrorLimit {
   std::vector<std::uint64_t> of_job;  // items; by number: of the jobs of two windows
 };
 
+// Where a plan whose jobs take as many items as they need goes on. Written by who takes a result,
+// under the mutex and with the GIL.
+struct FillProgress {
+  std::uint64_t epoch = 0;         // of the job to be delivered next, or of the one before it
+  std::uint64_t position = 0;      // in it, of the next one
+  std::uint64_t item = 0;          // that it begins with
+  std::uint64_t delivered = 0;     // jobs
+  std::vector<std::byte> payload;  // scratch
+};
+
 struct ResultIterator {
   PyObject_HEAD PyObject* pool_object;  // keeps the pool
   PyObject* jobs;                       // IndexPlan, or any iterator of (epoch, position, payload)
@@ -43,6 +55,7 @@ struct ResultIterator {
   workers::Deliveries* deliveries;
   std::uint64_t first_job;  // the manager's number of the first job dealt
   bool has_dealt;
+  FillProgress* fill;  // of a plan that is filled; else none
   bool ordered;
   bool jobs_done;
   bool finished;           // StopIteration from now on
@@ -68,5 +81,15 @@ void produce_from_plan(ResultIterator* self);
 
 // Asks the Python iterator for one job and deals it. False with an error set. Not under the mutex.
 bool produce_from_python(ResultIterator* self);
+
+// Under the mutex: takes what is ready, and copies out what the manager would reuse.
+void take(ResultIterator* self, TakenOutcome& taken);
+
+// The element, or nullptr: with its error set, or without one if the job was skipped. Not under the
+// mutex.
+PyObject* deliver(ResultIterator* self, const TakenOutcome& taken);
+
+// Gives up what is under way, if this iterator still has the pool.
+void abandon(ResultIterator* self);
 
 }  // namespace stook::bindings

@@ -82,6 +82,15 @@ void produce_from_plan(ResultIterator* self) {
     order.position = job.number;
     order.kind = self->plan->options().batch_size == 0 ? kIndexJob : kIndicesJob;
     order.payload = std::as_bytes(job.indices);
+    if (self->fill != nullptr) {
+      const workers::ItemsFrom from = self->plan->items_from(job);
+      const std::span<const std::byte> head = std::as_bytes(std::span(&from, 1));
+      std::vector<std::byte>& payload = self->fill->payload;
+      payload.assign(head.begin(), head.end());
+      payload.insert(payload.end(), order.payload.begin(), order.payload.end());
+      order.kind = kFilledJob;
+      order.payload = payload;
+    }
     produce(self, order, job.indices.size());
   }
 }

@@ -25,6 +25,7 @@ struct TakenOutcome {
   std::vector<workers::BlockRef> blocks;
   std::vector<std::byte> payload;
   bool copy_out = false;
+  std::uint64_t items = 0;  // of its job, where a loader counts them
 };
 
 class WorkerPool : public BlockSource {

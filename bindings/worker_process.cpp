@@ -16,6 +16,7 @@
 #include "bindings/decoder.h"
 #include "bindings/encoder.h"
 #include "bindings/errors.h"
+#include "bindings/further_items.h"
 #include "bindings/held_segments.h"
 #include "bindings/job_kinds.h"
 #include "bindings/numpy_allocator.h"
@@ -336,6 +337,11 @@ class PythonRunner : public workers::JobRunner {
   PyObject* decode(const workers::Job& job, workers::Worker& worker) {
     if (job.kind == kEncodedJob) {
       return decoder_.decode_copied(job.payload, job.blocks, worker.arguments());
+    }
+    if (job.kind == kFilledJob) {
+      workers::ItemsFrom from{};
+      std::memcpy(&from, job.payload.data(), sizeof from);
+      return filled_payload(from, job.payload.subspan(sizeof from)).release();
     }
     const std::size_t count = job.payload.size() / sizeof(std::uint64_t);
     const auto index = [&](std::size_t i) {

@@ -75,6 +75,12 @@ std::uint64_t IndexPermutation::operator()(std::uint64_t place) const {
   return place;
 }
 
+std::optional<std::uint64_t> ItemsFrom::at(std::uint64_t number) const {
+  if (place >= length || number > (length - 1 - place) / step) return std::nullopt;
+  const std::uint64_t at = place + number * step;
+  return shuffled != 0 ? IndexPermutation(length, seed, epoch)(at) : at;
+}
+
 IndexPlan::IndexPlan(Options options)
     : options_(std::move(options)),
       batch_(std::max<std::uint64_t>(options_.batch_size, 1)),
@@ -88,6 +94,7 @@ IndexPlan::IndexPlan(Options options)
       throw std::invalid_argument("first_item " + text(item_) + " is beyond the " + text(items_) +
                                   " of the epoch");
     }
+    first_item_ = item_;
     return;
   }
   const std::uint64_t jobs = jobs_of(items_);
@@ -97,6 +104,7 @@ IndexPlan::IndexPlan(Options options)
   }
   // Not the product alone: the last job may have fewer items, and a batch be of any size.
   item_ = position_ == jobs ? items_ : position_ * batch_;
+  first_item_ = item_;
 }
 
 std::uint64_t IndexPlan::items_in(std::uint64_t epoch) const {
@@ -116,7 +124,8 @@ std::uint64_t IndexPlan::jobs_in_first_epoch() const {
 }
 
 std::uint64_t IndexPlan::planned_items(std::uint64_t epoch, std::uint64_t item) const {
-  return std::min(batch_, items_in(epoch) - item);
+  const std::uint64_t items = items_in(epoch);
+  return std::min(batch_, items - std::min(item, items));
 }
 
 bool IndexPlan::epoch_is_over() const {

@@ -42,6 +42,20 @@ class IndexPermutation {
   std::array<std::uint64_t, kRoundsWhenSmall> keys_{};
 };
 
+// The items of an epoch from a place on: what a job needs to take more of them than it was dealt.
+// Travels in a job's payload.
+struct ItemsFrom {
+  std::uint64_t epoch;
+  std::uint64_t place;     // of the first one
+  std::uint64_t step;      // from one to the next: of every so many places one is this shard's
+  std::uint64_t length;    // of the source
+  std::uint64_t shuffled;  // 1, or 0: the places are the indices
+  std::uint64_t seed;
+
+  // The index of the `number`-th of them, counted from 0; none beyond the epoch's end.
+  std::optional<std::uint64_t> at(std::uint64_t number) const;
+};
+
 // The jobs of a pass over a source that is indexed: single indices or batches of them, epoch after
 // epoch. Belongs to one thread at a time; never blocks; knows no Python.
 //
@@ -109,6 +123,17 @@ class IndexPlan {
   std::uint64_t jobs_per_epoch() const { return jobs_per_epoch_; }
   // Of the first epoch, those before first_position included: fewer with a first_place.
   std::uint64_t jobs_in_first_epoch() const;
+  // The items from the first one of `job` on.
+  ItemsFrom items_from(const Job& job) const {
+    return {job.epoch,
+            job.place,
+            options_.shard_count,
+            options_.length,
+            options_.shuffle_seed.has_value() ? std::uint64_t{1} : 0,
+            options_.shuffle_seed.value_or(0)};
+  }
+  // The item that the plan began with.
+  std::uint64_t first_item() const { return first_item_; }
   // Items of this shard in an epoch.
   std::uint64_t items_in(std::uint64_t epoch) const;
   // Items that the job which begins with `item` is planned to take.
@@ -127,6 +152,7 @@ class IndexPlan {
   std::uint64_t epochs_done_ = 0;
   std::uint64_t position_;
   std::uint64_t item_ = 0;  // that the next job begins with
+  std::uint64_t first_item_ = 0;
   std::uint64_t ordinal_ = 0;
   std::uint64_t items_;                          // of the epoch under way
   std::size_t skipped_ = 0;                      // of options_.skip

@@ -380,6 +380,29 @@ TEST(IndexPlan, IsRewoundToAnyItem) {
   EXPECT_FALSE(plan.next(job));
 }
 
+TEST(ItemsFrom, GoOnToTheEndOfTheEpoch) {
+  IndexPlan plan({.length = 20,
+                  .batch_size = 2,
+                  .shuffle_seed = 3,
+                  .first_epoch = 1,
+                  .shard_index = 1,
+                  .shard_count = 3,
+                  .first_place = 4,
+                  .fill = true});
+  IndexPlan::Job job;
+  ASSERT_TRUE(plan.next(job));
+  const ItemsFrom items = plan.items_from(job);  // places 5, 8, 11, 14, 17
+  const std::vector<std::uint64_t> whole = order(20, 3, 1);
+  for (std::uint64_t number = 0; number < 5; ++number) {
+    EXPECT_EQ(items.at(number), whole[5 + 3 * number]);
+  }
+  EXPECT_FALSE(items.at(5).has_value());
+  EXPECT_FALSE(items.at(~std::uint64_t{0}).has_value());
+  const ItemsFrom all{.epoch = 0, .place = 0, .step = 1, .length = 2, .shuffled = 0, .seed = 0};
+  EXPECT_EQ(all.at(1), 1u);
+  EXPECT_FALSE(all.at(2).has_value());
+}
+
 TEST(IndexPlan, BeginsAtAnyItemToBeFilled) {
   EXPECT_EQ(all_jobs({.length = 7,
                       .batch_size = 2,

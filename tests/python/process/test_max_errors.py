@@ -120,3 +120,30 @@ def test_a_rate_is_patient_at_first(options: Any) -> None:
         seen, error = run(loader)
         assert error is None
         assert len(seen) == 300
+
+
+@pytest.mark.parametrize("buffer_size", [1, 2])
+def test_a_shorter_batch_has_fewer_items(buffer_size: int) -> None:
+    """However many jobs are under way: another one is dealt before a result is looked at."""
+    options = stook.MultiprocessingOptions(
+        num_workers=1, start_method="fork", per_worker_buffer_size=buffer_size
+    )
+
+    def load(index: int) -> int:
+        if index >= 109:
+            raise ValueError(index)
+        return index
+
+    with stook.DataLoader(
+        range(110),
+        load,
+        options=options,
+        batch_size=100,
+        on_error="skip",
+        num_epochs=None,
+        max_errors=1,
+    ) as loader:
+        seen, error = run(loader)
+        assert error is not None
+        assert [len(batch) for batch in seen] == [100, 9, 100]
+        assert (error.errors, error.items) == (2, 220)

@@ -256,7 +256,8 @@ def test_the_largest_sources_can_be_sharded() -> None:
     )
     assert len(plan) == -(-((length - 12 + 12) // 13) // 1000)
     first = 5 + 12 + 2**40 * 1000 * 13
-    assert next(plan) == (0, 2**40, tuple(range(first, first + 13000, 13)))
+    number = 12 + 2**40 * 13  # among the batches of all shards
+    assert next(plan) == (0, number, tuple(range(first, first + 13000, 13)))
     assert len(IndexPlan(length, shard_index=length - 1, shard_count=length)) == 1
     assert list(IndexPlan(5, shard_index=length - 1, shard_count=length)) == []
 
