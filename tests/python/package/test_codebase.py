@@ -17,7 +17,6 @@ MAX_LINES = 500
 
 # Longer files, each with the reason why it is still one thing.
 LONGER: dict[str, str] = {
-    "bindings/result_iterator.cpp": "one Python type: delivering, waiting and life share all state",
     "python/stook/_futures.py": "futures and the pool that settles them, which share all state",
     "tests/cpp/model/checker.cpp": "one algorithm: the parts of the explorer share all state",
     "tests/cpp/unit/block_allocator_test.cpp": "the cases of one class",
