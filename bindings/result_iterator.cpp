@@ -274,8 +274,7 @@ PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywor
     limit->most = max_errors;
     limit->rate = max_error_rate;
     limit->batched = batched != 0;
-    // Twice: the jobs behind the one that is taken are dealt before its items are counted.
-    limit->of_job.resize(2 * pool->manager.window());
+    limit->of_job.resize(pool->manager.window());
   }
   auto* self = as_iterator(type->tp_alloc(type, 0));
   if (self == nullptr) return nullptr;

@@ -32,7 +32,7 @@ struct ErrorLimit {
   double rate = 0;                    // of the items that were seen
   bool batched = false;               // the payload of a job from Python is a sequence of items
   std::uint64_t items = 0;            // of what was delivered
-  std::vector<std::uint64_t> of_job;  // items; by number: of the jobs of two windows
+  std::vector<std::uint64_t> of_job;  // items; by number: of the jobs of a window
 };
 
 // Where a plan whose jobs take as many items as they need goes on. Written by who takes a result,
