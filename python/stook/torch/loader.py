@@ -54,10 +54,10 @@ class DataLoader(_Base[_Item]):  # type: ignore[misc]
       ValueError, TypeError: As torch's does.
 
     Example:
-      >>> import torch, stook.torch  # doctest: +SKIP
-      >>> squares = [torch.tensor(i * i) for i in range(5)]  # doctest: +SKIP
-      >>> loader = stook.torch.DataLoader(squares, 2, num_workers=1)  # doctest: +SKIP
-      >>> [batch.tolist() for batch in loader]  # doctest: +SKIP
+      >>> import torch, stook.torch
+      >>> squares = [torch.tensor(i * i) for i in range(5)]
+      >>> loader = stook.torch.DataLoader(squares, 2, num_workers=1)
+      >>> [batch.tolist() for batch in loader]
       [[0, 1], [4, 9], [16]]
     """
 

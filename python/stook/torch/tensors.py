@@ -31,8 +31,8 @@ def as_tensors(tree: Any) -> Any:
     Example:
       >>> import numpy as np, stook.torch
       >>> batch = {"image": np.zeros((2, 3), np.uint8), "names": ["a", "b"]}
-      >>> tensors = stook.torch.as_tensors(batch)  # doctest: +SKIP
-      >>> tensors["image"].shape, tensors["names"]  # doctest: +SKIP
+      >>> tensors = stook.torch.as_tensors(batch)
+      >>> tensors["image"].shape, tensors["names"]
       (torch.Size([2, 3]), ['a', 'b'])
     """
     return _convert(tree, import_torch())
