@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -136,7 +137,7 @@ def check_shard(shard: Any) -> tuple[int, int]:
 
 def _torch_shard() -> tuple[int, int]:
     try:
-        import torch.distributed as distributed
+        distributed: Any = importlib.import_module("torch.distributed")
     except ImportError as error:
         raise ImportError(
             f"{_OWNER}: shard='torch' needs PyTorch: install it with `pip install torch`, or pass"
@@ -152,7 +153,7 @@ def _torch_shard() -> tuple[int, int]:
 
 def _jax_shard() -> tuple[int, int]:
     try:
-        import jax
+        jax: Any = importlib.import_module("jax")
     except ImportError as error:
         raise ImportError(
             f"{_OWNER}: shard='jax' needs JAX: install it with `pip install jax`, or pass"
