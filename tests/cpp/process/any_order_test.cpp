@@ -139,6 +139,8 @@ TEST_F(AnyOrder, TheDeathOfAnIdleWorkerIsToldToo) {
   pool.produce(0, 0, {});
   ASSERT_TRUE(pool.next(false));
   Manager& manager = pool.manager();
+  // Its result may be here before the server's word of its birth.
+  while (manager.worker_pids().empty()) manager.poll(false);
   const pid_t pid = manager.worker_pids().at(0);
   ::kill(pid, SIGKILL);
   std::vector<workers::Death> deaths;
