@@ -187,7 +187,10 @@ def _rounded(size: int) -> int:
 
 
 class ArenaReader:
-    """Hands out views, and returns a block when nothing refers to its view any more."""
+    """Hands out views, and returns a block when nothing refers to its view any more.
+
+    In a fork of the process that opened it, nothing is returned: the views are that process's, too.
+    """
 
     zero_copy = True
 
@@ -195,6 +198,7 @@ class ArenaReader:
         self._memory = memory
         self._returned = memory[_RETURNED:_NEXT]
         self._next = memory[_NEXT:_DATA].view(np.int32)
+        self._process = os.getpid()
 
     def reset(self) -> None:
         """Nothing changes: what was received in earlier iterations may still be in use."""
@@ -218,15 +222,16 @@ class ArenaReader:
     def _return_after(self, anchors: list[Any], blocks: list[int]) -> None:
         left = [None] * len(anchors)
         for anchor in anchors:
-            _finalize(anchor, _drop, left, self._returned, blocks)
-        if not anchors:
+            _finalize(anchor, _drop, self._process, left, self._returned, blocks)
+        if not anchors and os.getpid() == self._process:
             self._returned[blocks] = 1
 
 
-def _drop(left: list[None], returned: np.ndarray, blocks: list[int]) -> None:
+def _drop(process: int, left: list[None], returned: np.ndarray, blocks: list[int]) -> None:
     """Atomic, whoever collects garbage in between: the last of an item returns its blocks."""
     left.pop()
-    if not left:
+    # The table is shared, and a forked child has its own anchors: the reader may have them yet.
+    if not left and os.getpid() == process:
         returned[blocks] = 1
 
 

@@ -108,6 +108,54 @@ def test_what_is_not_read_is_used_again() -> None:
     assert len(writer._starts) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_what_a_forked_child_drops_stays_the_parents() -> None:
+    made = stook.spdl.arena(1 << 20)
+    writer, reader = made.open_writer(), made.open_reader()
+
+    def write(value: bytes) -> tuple[Any, Any]:
+        writer.begin_unit()
+        place = writer.write_binary(value * 5000)
+        return writer.commit_unit(), place
+
+    span, place = write(b"A")
+    view = reader.read_binary(*place)
+    reader.end_unit(span, [view])
+    unread, unread_place = write(b"B")
+    child = os.fork()
+    if child == 0:
+        try:
+            del view
+            reader.end_unit(unread, [])
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    write(b"C")
+    assert bytes(view) == b"A" * 5000
+    assert bytes(reader.read_binary(*unread_place)) == b"B" * 5000
+    reader.end_unit(unread, [])
+    del view
+    write(b"D")
+    assert len(writer._starts) == 3  # here both were returned, and one of them used again
+
+
+def test_iterations_that_are_left_early_keep_nothing() -> None:
+    made = stook.spdl.arena(1 << 20)  # 256 of the blocks below
+    source = iterate_in_subprocess(
+        partial(Arrays, [4096] * 1000), arena=made, mp_context="spawn", buffer_size=3
+    )
+    for _ in range(100):
+        for array in source:
+            # What no longer fits is sent by value, in memory of its own.
+            assert _lies_within(array, made)
+            break
+
+
+def _lies_within(array: np.ndarray, arena: Any) -> bool:
+    start = arena._memory.ctypes.data
+    return bool(start <= array.ctypes.data < start + arena._memory.nbytes)
+
+
 def test_arrays_outlive_the_arena() -> None:
     source = iterate(stook.spdl.arena(1 << 20), [50_000] * 3)
     arrays = list(source)
