@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import time
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -303,8 +303,10 @@ class LoopLinks:
     def __init__(self, pool: TaskPool) -> None:
         self._pool = pool
         self._last: LoopLink | None = None  # of the loop that asked last
-        self._links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLink]
-        self._links = weakref.WeakKeyDictionary()
+        # Replaced as a whole, under the lock; read by any thread, which sees one or the other.
+        # Reentrant: a signal handler, or a finalizer, may use the pool in between.
+        self._links: tuple[LoopLink, ...] = ()
+        self._lock = threading.RLock()
 
     def current(self) -> LoopLink | None:
         """That of the loop which runs in this thread; `None` if none does."""
@@ -314,14 +316,17 @@ class LoopLinks:
         link = self._last  # another thread may put its own there
         if link is not None and link.loop is loop:
             return link
-        for other in [other for other in list(self._links) if other.is_closed()]:
-            self._links.pop(other, None)
-        link = self._links.get(loop)
-        if link is None:  # no other thread runs this loop
-            link = self._links[loop] = LoopLink(loop, self._pool)
+        for link in self._links:
+            if link.loop is loop:
+                break
+        else:
+            # No other thread runs this loop, so nobody else makes a link for it.
+            link = LoopLink(loop, self._pool)
+            with self._lock:
+                self._links = (*[old for old in self._links if not old.loop.is_closed()], link)
         self._last = link
         return link
 
     def is_awaited(self) -> bool:
         """True while a loop waits for something, and hears of it."""
-        return any(link.is_watching() for link in list(self._links.values()))
+        return any(link.is_watching() for link in self._links)
