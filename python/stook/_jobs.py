@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import _core
@@ -70,7 +70,7 @@ class Jobs(ABC):
         self._iterator: Callable[[], Any] | None = None
 
     @property
-    def skip(self) -> tuple[int, ...]:
+    def skip(self) -> Sequence[int]:
         """Ordinals that are not dealt."""
         return self.start.ahead
 
@@ -125,6 +125,10 @@ class Dealing(ABC):
     def never_gives(self) -> str | None:
         """Why an epoch has no element, if that is known beforehand."""
         return None
+
+    def iterator(self, given: Any) -> Any:
+        """What a loader hands out, from what a pool made of the jobs."""
+        return given
 
 
 def count_elements(items: int, batch_size: int | None, drop_remainder: bool) -> int:

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ._drawn_jobs import DrawnDealing, SamplerDealing
+from ._element_errors import Policy
 from ._inline import InlinePool
 from ._jobs import Dealing, IndexedDealing, Plan
+from ._sharded_jobs import ShardedDealing
 from ._source import is_iterator, random_access_length
 from ._task import LoaderTask
+from ._worker_sources import SourceTask, is_read_in_workers
 from .errors import ElementError, StookError
 from .options import MultiprocessingOptions, MultithreadingOptions, _shown, check_int
 
@@ -25,6 +28,7 @@ __all__ = [
     "check_transform",
     "deal_from",
     "start_pool",
+    "task_from",
 ]
 
 _OWNER = "DataLoader"
@@ -166,14 +170,19 @@ def _jax_shard() -> tuple[int, int]:
 
 
 def deal_from(
-    source: Any, sampler: Any, plan: Plan, num_epochs: int | None
+    source: Any,
+    sampler: Any,
+    plan: Plan,
+    num_epochs: int | None,
+    options: MultiprocessingOptions | MultithreadingOptions,
 ) -> tuple[Dealing, bool]:
     """What the passes over a source deal, and whether that is indices into it.
 
     Raises:
       TypeError, ValueError: The source, or the sampler, is none, or does not go with the rest.
     """
-    length = random_access_length(source, _OWNER)
+    in_workers = is_read_in_workers(source, _OWNER)
+    length = None if in_workers else random_access_length(source, _OWNER)
     if length is None:
         for name, given in (("shuffle=True", plan.shuffle), ("sampler", sampler is not None)):
             if given:
@@ -181,7 +190,11 @@ def deal_from(
                     f"{_OWNER}: {name} needs a source with __len__ and __getitem__, got"
                     f" {_shown(source)}; pass a list, or shuffle where the items come from"
                 )
-        dealing: Dealing = DrawnDealing(plan, source)
+        dealing: Dealing = (
+            ShardedDealing(plan, source, _workers_of(options))
+            if in_workers
+            else DrawnDealing(plan, source)
+        )
     elif sampler is None:
         dealing = IndexedDealing(plan, length)
     else:
@@ -204,6 +217,28 @@ def deal_from(
             f" element: {never}"
         )
     return dealing, length is not None
+
+
+def task_from(
+    source: Any,
+    dealing: Dealing,
+    indexed: bool,
+    transforms: tuple[Callable[[Any], Any], ...],
+    collate: Any,
+    policy: Policy,
+) -> LoaderTask:
+    """What makes elements of what `dealing` deals."""
+    plan = dealing.plan
+    rest = (transforms, plan.batch_size, collate, plan.seed, policy)
+    if isinstance(dealing, ShardedDealing):
+        return SourceTask(source, *rest, shard=plan.shard, drop_remainder=plan.drop_remainder)
+    return LoaderTask(source if indexed else None, *rest)
+
+
+def _workers_of(options: MultiprocessingOptions | MultithreadingOptions) -> int:
+    if isinstance(options, MultithreadingOptions):
+        return options.num_threads
+    return options.num_workers
 
 
 # ---- who makes elements --------------------------------------------------------------------------

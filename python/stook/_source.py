@@ -7,7 +7,7 @@ from typing import Any
 
 from .options import _shown
 
-__all__ = ["MAX_LENGTH", "is_iterator", "random_access_length"]
+__all__ = ["MAX_LENGTH", "is_iterator", "is_torch_iterable", "random_access_length"]
 
 MAX_LENGTH = 1 << 62
 
@@ -39,7 +39,7 @@ def random_access_length(source: Any, owner: str) -> int | None:
             f"{owner}: the source is a mapping, a {kind.__name__}, whose keys are not 0..n-1; pass"
             " list(source.values()), or list(source.items()) for pairs of key and value"
         )
-    if hasattr(kind, "__getitem__") and hasattr(kind, "__len__") and not _is_torch_iterable(kind):
+    if hasattr(kind, "__getitem__") and hasattr(kind, "__len__") and not is_torch_iterable(kind):
         try:
             length = len(source)
         except TypeError as error:  # an array of shape (), for instance
@@ -50,8 +50,8 @@ def random_access_length(source: Any, owner: str) -> int | None:
     if hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
         return None
     raise TypeError(
-        f"{owner}: the source must have __len__ and __getitem__, or be an iterable, got"
-        f" {_shown(source)}"
+        f"{owner}: the source must have __len__ and __getitem__, or be an iterable, or a callable"
+        f" that takes (shard, count) and returns an iterable, got {_shown(source)}"
     )
 
 
@@ -77,7 +77,7 @@ def _refuse_tables(source: Any, owner: str) -> None:
             )
 
 
-def _is_torch_iterable(kind: type) -> bool:
+def is_torch_iterable(kind: type) -> bool:
     """True for torch's IterableDataset: its `__getitem__` raises, and it may have a length."""
     return any(
         base.__name__ == "IterableDataset" and base.__module__.startswith("torch.")

@@ -43,6 +43,8 @@ class Place:
       source: `(state, drawn)` of a source that tells its own state: the state, and how many items
         it had given of the epoch by then, or `None` if it had said that there are no more.
       first_epoch: With which the pass began.
+      shards: How many a source that is read in the workers has; `None`: as the loader has it.
+      over: `(shard, elements)` of those of them that are known to have ended in this epoch.
     """
 
     epoch: int = 0
@@ -52,6 +54,8 @@ class Place:
     shuffle_seed: int | None = None
     source: tuple[Any, int | None] | None = None
     first_epoch: int = 0
+    shards: int | None = None
+    over: tuple[tuple[int, int], ...] = ()
 
 
 def ordinals(skip: Sequence[int], lowest: int, ahead: Iterable[int]) -> tuple[int, list[int]]:
@@ -99,6 +103,10 @@ def state_of_place(place: Place, identity: Mapping[str, Any]) -> dict[str, Any]:
         state["ahead"] = list(place.ahead)
     if place.first_place:
         state["place"] = place.first_place
+    if place.shards is not None:
+        state["shards"] = place.shards
+    if place.over:
+        state["over"] = [list(pair) for pair in place.over]
     if place.shuffle_seed is not None and identity.get("seed") is None:
         state["shuffle_seed"] = place.shuffle_seed
     if place.source is not None:
@@ -141,6 +149,8 @@ def place_of_state(state: Any, identity: Mapping[str, Any], owner: str, *, resha
         shuffle_seed=read.number("shuffle_seed", None, (1 << 64) - 1),
         source=read.source(),
         first_epoch=read.number("first_epoch", most=epoch),
+        shards=read.shards() if identity["items"] == "shards" else None,
+        over=read.over(),
     )
     shard, own = read.shard(), list(identity["shard"])
     if shard == own:
@@ -150,6 +160,11 @@ def place_of_state(state: Any, identity: Mapping[str, Any], owner: str, *, resha
             f"{owner}: the state was taken with shard={tuple(shard)}, and this loader has"
             f" shard={tuple(own)}; to go on with other shards where all of the old ones stood at"
             " this position, pass reshard=True to each"
+        )
+    if place.shards is not None:
+        raise ValueError(
+            f"{owner}: reshard=True needs a source whose items are counted here; what a source that"
+            " is read in the workers has given to each shard cannot be dealt to others"
         )
     if place.ahead:
         raise ValueError(
@@ -219,6 +234,23 @@ class _Reader:
             )
         count = self._checked("shard count", value[1], 1, 1 << 62)
         return [self._checked("shard index", value[0], 0, count - 1), count]
+
+    def shards(self) -> int:
+        return self._checked("shards", self.value("shards"), 1, 1 << 31)
+
+    def over(self) -> tuple[tuple[int, int], ...]:
+        value = self._state.get("over", [])
+        if not isinstance(value, (list, tuple)) or not all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value
+        ):
+            raise ValueError(
+                f"{self._owner}: the state's over must be a list of [shard, elements], got"
+                f" {_shown(value)}"
+            )
+        return tuple(
+            (self._checked("over", shard, 0, _MOST), self._checked("over", elements, 0, _MOST))
+            for shard, elements in value
+        )
 
     def ahead(self) -> tuple[int, ...]:
         value = self._state.get("ahead", [])

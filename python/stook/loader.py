@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -22,6 +23,7 @@ from ._loader_parts import (
     check_transform,
     deal_from,
     start_pool,
+    task_from,
 )
 from ._locks import renew_lock_in_child
 from ._pass import Pass
@@ -61,8 +63,10 @@ class DataLoader(StaysHere):
       source: Anything with `__len__` and `__getitem__` over 0..n-1, of which only indices cross to
         the workers and whose length is read once; or an iterable, whose items cross. What has both
         protocols is indexed. An iterator can be run through once: pass something that starts anew,
-        such as a list, for more than one epoch or pass. With `batch_size`, one that has
-        `__getitems__(indices)` is asked for the items of a batch at once, unless `on_error`,
+        such as a list, for more than one epoch or pass. Or a callable `source(shard, count)` that
+        returns an iterable, or torch's `IterableDataset`: the workers read them, one shard each,
+        whose elements come in turn (`docs/sources.md`). With `batch_size`, what can be indexed and
+        has `__getitems__(indices)` is asked for the items of a batch at once, unless `on_error`,
         `retries` or `timeout` want each by itself.
       transform: A callable, or a list or tuple of callables that are called one after the other, on
         each item, in the worker. `None`: items are delivered as they are.
@@ -162,6 +166,7 @@ class DataLoader(StaysHere):
         self._next_place: Place | None = None  # where the next pass begins, if set_state() says
         self._pass: Pass | None = None
         self._iterator: weakref.ref[LoaderIterator] | None = None
+        self._kept_back = 0  # answers of workers that were no elements
         renew_lock_in_child(self)
         self._pool: Any = None
         self._pool_task: LoaderTask | None = None
@@ -172,16 +177,14 @@ class DataLoader(StaysHere):
     # ---- the source ------------------------------------------------------------------------------
 
     def _set_source(self, source: Any) -> None:
-        self._dealing, indexed = deal_from(source, self._sampler, self._plan, self._num_epochs)
+        self._dealing, indexed = deal_from(
+            source, self._sampler, self._plan, self._num_epochs, self._options
+        )
         self._source = source
         self._next_place = None
-        self._task = LoaderTask(
-            source if indexed else None,
-            self._transforms,
-            self._plan.batch_size,
-            self._collate,
-            self._plan.seed,
-            Policy(self._on_error, self._retries, self._options.timeout),
+        policy = Policy(self._on_error, self._retries, self._options.timeout)
+        self._task = task_from(
+            source, self._dealing, indexed, self._transforms, self._collate, policy
         )
 
     def update(self, source: Any) -> None:
@@ -215,12 +218,10 @@ class DataLoader(StaysHere):
             place = self._next_place or Place(self._next_epoch, first_epoch=self._next_epoch)
             pool = self._ready_pool()
             jobs = self._dealing.begin(place, self._num_epochs)
-            iterator: LoaderIterator = pool.iterate(
-                jobs.deal(),
-                ordered=self._ordered,
-                skip=jobs.skip,
-                max_errors=self._max_errors,
+            given = pool.iterate(
+                jobs.deal(), ordered=self._ordered, skip=jobs.skip, max_errors=self._max_errors
             )
+            iterator: LoaderIterator = self._dealing.iterator(given)
             iterator._loader = self
             self._pass = iterator._pass = Pass(self._dealing, jobs, iterator, by_loader=False)
             self._next_place = None
@@ -346,7 +347,7 @@ class DataLoader(StaysHere):
             if self._pool is None:
                 return LoaderStats()
             stats: LoaderStats = self._pool.stats()
-            return stats
+            return dataclasses.replace(stats, elements=stats.elements - self._kept_back)
 
     def close(self) -> None:
         """Ends the pass under way and the worker processes, at once, also one stuck in user code.

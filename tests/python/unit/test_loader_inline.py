@@ -102,8 +102,8 @@ def test_a_generator_is_run_through_once(workers: int) -> None:
         ("path", r"one str, 'path'; pass a list.*\['path'\]"),
         (b"bytes", "one bytes"),
         (bytearray(3), "one bytearray"),
-        (3, "must have __len__ and __getitem__, or be an iterable, got 3"),
-        (None, "or be an iterable, got None"),
+        (3, "must have __len__ and __getitem__, or be an iterable, or a callable that takes"),
+        (None, "and returns an iterable, got None"),
         (np.array(3), "the source has no length"),
     ],
 )

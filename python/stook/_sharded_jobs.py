@@ -1,0 +1,260 @@
+"""Jobs of a source that is read in the workers: the next element of one of its shards.
+
+The stream of elements is the round robin over the shards that still have some: element `step` of
+shard s has the number `step * shards + s` in its epoch, and elements come by rising numbers. So
+their order depends on the number of shards, which a state holds, and neither on timing nor on who
+reads which shard. That a shard is over is found out by asking for an element too much; the answer
+is an `Over` in the place of that element, which the iterator keeps from the consumer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ._iterator import LoaderIterator
+from ._jobs import Dealing, Jobs, Plan
+from ._state import Place
+from ._worker_sources import Over
+from .errors import ElementTimeout, WorkerDied
+from .options import _shown
+from .stats import LoaderStats
+
+__all__ = ["ShardedDealing", "ShardedIterator"]
+
+_OWNER = "DataLoader"
+# A shard that costs so many workers one after the other, an element each, dies in its iterable.
+_MOST_LOST = 8
+# Jobs that are remembered before the iterator is asked which of them it needs still.
+_FEWEST_JOBS = 64
+
+
+class ShardedDealing(Dealing):
+    """Elements of shards, one after the other.
+
+    Attributes:
+      shards: How many there are, unless a state said otherwise.
+    """
+
+    def __init__(self, plan: Plan, source: Any, workers: int) -> None:
+        super().__init__(plan)
+        self.source = source
+        self.workers = max(1, workers)
+        self.shards = self.workers
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "items": "shards",
+            "length": None,
+            "shards": self.shards,
+            **self.plan.identity(),
+        }
+
+    def check(self, place: Place, owner: str) -> None:
+        shards = place.shards or self.shards
+        for shard, _ in place.over:
+            if shard >= shards:
+                raise ValueError(
+                    f"{owner}: the state says that shard {shard} is over, and there are {shards}"
+                )
+
+    def begin(self, place: Place, num_epochs: int | None) -> Jobs:
+        self.shards = place.shards or self.shards
+        return _ShardedJobs(self, dataclasses.replace(place, shards=self.shards), num_epochs)
+
+    def elements(self) -> int | None:
+        return None
+
+    def iterator(self, given: Any) -> Any:
+        return ShardedIterator(given)
+
+
+class _ShardedJobs(Jobs):
+    """`_records` and what else says where the dealing is changes under the iterator's lock."""
+
+    def __init__(self, dealing: ShardedDealing, start: Place, num_epochs: int | None) -> None:
+        super().__init__(start)
+        self._dealing = dealing
+        self._shards = start.shards or dealing.shards
+        self._end = None if num_epochs is None else start.first_epoch + num_epochs
+        # Where the dealing is, and what is known of the epoch: how many elements shards had.
+        self._epoch = start.epoch
+        self._number = start.position
+        self._counts: dict[int, int] = dict(start.over)
+        # Numbers not come to yet that were delivered before the pass began.
+        self._early = {start.position + distance for distance in start.ahead}
+        self._skip: list[int] = []
+        # (epoch, number) of the jobs that were dealt, from the ordinal `_first` on.
+        self._records: deque[tuple[int, int]] = deque()
+        self._first = 0
+        self._most_records = _FEWEST_JOBS
+        self._lost: dict[int, tuple[int, int]] = {}  # of a shard: last step lost, lost in a row
+        self._ended = False
+
+    @property
+    def skip(self) -> Sequence[int]:
+        """It grows as the dealing comes to them."""
+        return self._skip
+
+    # ---- dealing ---------------------------------------------------------------------------------
+
+    def deal(self) -> Iterator[Any]:
+        shards, workers = self._shards, self._dealing.workers
+        size = self._dealing.plan.batch_size or 1
+        begun_at = self._number
+        while self._end is None or self._epoch < self._end:
+            all_over = len(self._counts) == shards
+            if all_over and self._next_waiting() is None:
+                if self._end is None and not begun_at and not any(self._counts.values()):
+                    raise ValueError(
+                        f"{_OWNER}: no shard of the source {_shown(self._dealing.source)} gave an"
+                        f" element in epoch {self._epoch}, and num_epochs=None would ask for ever"
+                    )
+                self._epoch += 1
+                self._number = begun_at = 0
+                self._counts = {}
+                self._early = set()
+                self._lost = {}
+                continue
+            number = self._number
+            shard = number % shards
+            self._number += 1
+            # If all are over and some are not delivered, more is asked for to no purpose: what
+            # comes of the next epoch must not come before them.
+            if self._is_beyond(number) and not all_over:
+                continue
+            ordinal = self._first + len(self._records)
+            self._records.append((self._epoch, number))
+            self._forget_delivered()
+            if number in self._early:
+                self._early.remove(number)
+                self._skip.append(ordinal)
+                continue
+            yield self._epoch, number, [shards] * size, shard % workers
+        self._ended = True
+
+    def over(self, found: Over) -> None:
+        """Takes what came in the place of an element."""
+        if found.epoch == self._epoch:
+            self._counts[found.shard] = found.count
+
+    def lost(self, number: int) -> None:
+        """Takes note that the element of that number cost its worker."""
+        step, shard = divmod(number, self._shards)
+        before, in_a_row = self._lost.get(shard, (step, 0))
+        in_a_row = in_a_row + 1 if step == before + 1 else 1
+        self._lost[shard] = step, in_a_row
+        if in_a_row >= _MOST_LOST:
+            self._counts.setdefault(shard, step + 1)
+
+    def _is_beyond(self, number: int) -> bool:
+        """True if the shard of that number is known to have ended before it."""
+        step, shard = divmod(number, self._shards)
+        count = self._counts.get(shard)
+        return count is not None and step >= count
+
+    def _forget_delivered(self) -> None:
+        if len(self._records) <= self._most_records or self._iterator is None:
+            return
+        iterator = self._iterator()
+        if iterator is None:
+            return
+        lowest, _ = iterator.delivered()
+        while self._records and self._first < lowest:
+            self._records.popleft()
+            self._first += 1
+        self._most_records = max(_FEWEST_JOBS, 2 * len(self._records))
+
+    def _next_waiting(self) -> int | None:
+        """The lowest number of this epoch that was dealt, is there, and was not delivered."""
+        iterator = self._iterator() if self._iterator is not None else None
+        if iterator is None:
+            return None
+        return self._lowest_waiting(*iterator.delivered())
+
+    def _lowest_waiting(self, lowest: int, ahead: Sequence[int] | None) -> int | None:
+        delivered = set(ahead or ())
+        for ordinal, (epoch, number) in enumerate(list(self._records), self._first):
+            if ordinal < lowest or ordinal in delivered or epoch != self._epoch:
+                continue
+            if not self._is_beyond(number):
+                return number
+        return None
+
+    # ---- places ----------------------------------------------------------------------------------
+
+    def place(self, lowest: int, ahead: list[int] | None = None) -> Place:
+        position = self._lowest_waiting(lowest, ahead)
+        if position is None:
+            if len(self._counts) == self._shards:
+                return dataclasses.replace(
+                    self.start,
+                    epoch=self._epoch + 1,
+                    position=0,
+                    ahead=(),
+                    over=(),
+                )
+            position = self._number
+            while self._is_beyond(position) or position in self._early:
+                position += 1
+        delivered = set(ahead or ())
+        early = set(self._early)
+        for ordinal, (epoch, number) in enumerate(list(self._records), self._first):
+            if epoch == self._epoch and (ordinal in delivered or ordinal < lowest):
+                early.add(number)
+        return dataclasses.replace(
+            self.start,
+            epoch=self._epoch,
+            position=position,
+            ahead=tuple(
+                number - position
+                for number in sorted(early)
+                if number > position and not self._is_beyond(number)
+            ),
+            over=tuple(sorted(self._counts.items())),
+        )
+
+    def is_end(self, place: Place) -> bool:
+        return self._ended or (self._end is not None and place.epoch >= self._end)
+
+
+class ShardedIterator(LoaderIterator):
+    """What another iterator gives, without the answers that a shard is over."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._kept_back = 0
+
+    def __next__(self) -> Any:
+        while True:
+            try:
+                element = next(self._inner)
+            except (WorkerDied, ElementTimeout) as error:
+                if error.index is not None:
+                    self._pass.jobs.lost(error.index)
+                raise
+            if type(element) is not Over:
+                return element
+            self._pass.jobs.over(element)
+            self._kept_back += 1
+            self._loader._kept_back += 1
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def delivered(self) -> tuple[int, list[int]]:
+        found: tuple[int, list[int]] = self._inner.delivered()
+        return found
+
+    def _has_ended(self) -> bool:
+        ended: bool = self._inner._has_ended()
+        return ended
+
+    def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
+        self._inner._restart(jobs, skip)
+
+    def stats(self) -> LoaderStats:
+        stats: LoaderStats = self._inner.stats()
+        return dataclasses.replace(stats, elements=stats.elements - self._kept_back)
