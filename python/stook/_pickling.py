@@ -24,6 +24,7 @@ import cloudpickle  # type: ignore[import-untyped]
 
 from . import _main_names
 from ._main_values import SendingPickler, pickle_by_name
+from ._memory_maps import reduce_mapped
 from ._picklers import Pickler
 from .errors import StookError
 
@@ -42,12 +43,37 @@ __all__ = [
 ]
 
 _LARGE_PAYLOAD = 100 << 20
+# A buffer that is worth pages of its own.
+_LARGE_BUFFER = 1 << 18
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
-def _dumps(value: Any) -> bytes:
+class _StartPickler(SendingPickler):
+    """For what workers are started with: what lies in a file stays there."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind.__module__ == "numpy" and kind.__name__ in ("ndarray", "memmap"):
+            reduced = None if obj.base is None else reduce_mapped(obj)
+            if reduced is not None:
+                return reduced
+        return super().reducer_override(obj)
+
+
+def _dumps(value: Any, buffers: list[pickle.PickleBuffer] | None = None) -> bytes:
+    """`buffers`: takes the large ones, which else are part of what is returned."""
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        if buffers is None:
+            return True
+        with buffer.raw() as view:
+            if view.nbytes < _LARGE_BUFFER:
+                return True
+        buffers.append(buffer)
+        return False
+
     file = io.BytesIO()
-    SendingPickler(file, protocol=5).dump(value)
+    _StartPickler(file, protocol=5, buffer_callback=keep_in_band).dump(value)
     return file.getvalue()
 
 
@@ -213,17 +239,20 @@ def dump_function(function: Any) -> bytes:
         raise
 
 
-def dump_for_workers(parts: dict[str, Any]) -> bytes:
+def dump_for_workers(
+    parts: dict[str, Any], buffers: list[pickle.PickleBuffer] | None = None
+) -> bytes:
     """Pickles what workers start with.
 
     Args:
       parts: By the name under which the user knows it, such as `transform`.
+      buffers: Takes what arrays hold, if it is large; it is to come beside the pickle.
 
     Raises:
       StookError: Something in it cannot be pickled; the message says what and where it hangs.
     """
     try:
-        data = _dumps(parts)
+        data = _dumps(parts, buffers)
     except Exception as error:
         path, culprit = _find_culprit(parts)
         raise StookError(
@@ -235,18 +264,26 @@ def dump_for_workers(parts: dict[str, Any]) -> bytes:
     return data
 
 
-def warn_of_large(data: bytes, parts: dict[str, Any]) -> None:
-    """Warns if `data`, which `dump_for_workers` made of `parts`, is large."""
-    if len(data) <= _LARGE_PAYLOAD:
+def warn_of_large(data: bytes, buffers: list[pickle.PickleBuffer], parts: dict[str, Any]) -> None:
+    """Warns if what `dump_for_workers` made of `parts` is large."""
+    size = _size_of(data, buffers)
+    if size <= _LARGE_PAYLOAD:
         return
-    sizes = {name: len(_dumps(part)) for name, part in parts.items()}
+    sizes = {}
+    for name, part in parts.items():
+        beside: list[pickle.PickleBuffer] = []
+        sizes[name] = _size_of(_dumps(part, beside), beside)
     largest = max(sizes, key=lambda name: sizes[name])
     warnings.warn(
-        f"starting the workers sends them {len(data) >> 20} MiB, most of it in {largest};"
+        f"starting the workers sends them {size >> 20} MiB, most of it in {largest};"
         " consider a source that opens its data in the workers, or start_method='fork'",
         RuntimeWarning,
         stacklevel=users_stacklevel(),
     )
+
+
+def _size_of(data: bytes, buffers: list[pickle.PickleBuffer]) -> int:
+    return len(data) + sum(buffer.raw().nbytes for buffer in buffers)
 
 
 def users_stacklevel() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import mmap
 import multiprocessing.process
 import os
 import pickle
@@ -30,10 +31,14 @@ def main(control: int, payload: int, log: int, parent: int) -> None:
     """Entry of a fresh interpreter (`_processes.py` starts it); never returns."""
     for descriptor in (control, log):  # not for what user code executes
         os.set_inheritable(descriptor, False)
-    with open(payload, "rb") as file:
-        data = file.read()
-    stream = io.BytesIO(data)
-    settings: dict[str, Any] = pickle.load(stream)
+    # Large arrays are used where they lie: workers share the pages that they do not write to, and
+    # there is no copy of them besides the one that the parent wrote.
+    sent = mmap.mmap(payload, 0, access=mmap.ACCESS_COPY)
+    os.close(payload)
+    settings: dict[str, Any] = pickle.load(sent)
+    stream = io.BytesIO(sent.read(settings["data"]))
+    buffers = _buffers(sent, settings["buffers"])
+    del sent  # which the arrays hold, if there are any
     surroundings: Surroundings = settings["surroundings"]
     surroundings.take_over()
     task, init, failure = None, None, None
@@ -43,7 +48,7 @@ def main(control: int, payload: int, log: int, parent: int) -> None:
     load_state["loading"] = True
     try:
         with _ending_with(parent):
-            parts = pickle.load(stream)
+            parts = pickle.load(stream, buffers=buffers)
         init = parts["worker_init_fn"]
         task = parts["task"]
     except BaseException as error:
@@ -53,7 +58,7 @@ def main(control: int, payload: int, log: int, parent: int) -> None:
             failure = RuntimeError(f"loading raised {error!r}")
             failure.__cause__ = error
     load_state["loading"] = False
-    del stream, data
+    del stream, buffers
     surroundings.filter_warnings()
     serve(
         control,
@@ -66,6 +71,18 @@ def main(control: int, payload: int, log: int, parent: int) -> None:
         min_shared_bytes=settings["min_shared_bytes"],
         most_jobs=settings["most_jobs"],
     )
+
+
+def _buffers(sent: mmap.mmap, sizes: list[int]) -> list[memoryview]:
+    """What lies behind the pickles, each from a page on."""
+    whole = memoryview(sent)
+    found = []
+    begin = sent.tell()
+    for size in sizes:
+        begin += -begin % mmap.PAGESIZE
+        found.append(whole[begin : begin + size])
+        begin += size
+    return found
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import multiprocessing.process
 import os
 import pickle
@@ -145,17 +146,25 @@ def _spawn_server(
         "authkey": bytes(multiprocessing.process.current_process().authkey),
     }
     with _Spawning() as spawning:
+        buffers: list[pickle.PickleBuffer] = []
         data = dump_for_workers(
             # The user knows the task by its parts.
-            {**parts, "worker_init_fn": options.worker_init_fn, "task": task}
+            {**parts, "worker_init_fn": options.worker_init_fn, "task": task},
+            buffers,
         )
-        warn_of_large(data, parts)
+        warn_of_large(data, buffers, parts)
     settings["descriptors"] = spawning.descriptors
+    settings["data"] = len(data)
+    settings["buffers"] = [buffer.raw().nbytes for buffer in buffers]
     payload = os.memfd_create("stook-payload", os.MFD_CLOEXEC)
     try:
         with open(payload, "wb", closefd=False) as file:
             pickle.dump(settings, file, protocol=5)
             file.write(data)
+            for buffer in buffers:
+                file.seek(-file.tell() % mmap.PAGESIZE, os.SEEK_CUR)
+                with buffer.raw() as view:
+                    file.write(view)
         os.lseek(payload, 0, os.SEEK_SET)
         return _spawn_interpreter(
             (control.fileno(), payload, log.fileno()),
