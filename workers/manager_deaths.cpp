@@ -88,11 +88,13 @@ void Manager::on_exit(std::uint32_t index, int status) {
   cell.live_bytes.store(0, std::memory_order_relaxed);
   cell.idle_bytes.store(0, std::memory_order_relaxed);
   const bool was_overdue = worker.overdue != 0;
+  bool had_stale = false;  // a job that was given up while it ran: what it died of, maybe
   for (auto stale = stale_.begin(); stale != stale_.end();) {
     if (stale->second.worker != index) {
       ++stale;
       continue;
     }
+    had_stale = true;
     free_arguments(stale->second.arguments);
     stale = stale_.erase(stale);
   }
@@ -115,7 +117,8 @@ void Manager::on_exit(std::uint32_t index, int status) {
   const bool retired = !lost && (progress == kRetired || progress == kDismissed);
   if (options_.any_order && !retired) deaths_.push_back({index, worker.pid, status});
   // A worker that dies again and again before it runs anything would be replaced for ever.
-  if (!lost && !was_overdue && !worker.has_published && ++startup_deaths_ > options_.max_restarts) {
+  const bool has_begun = lost || had_stale || was_overdue || worker.has_published;
+  if (!has_begun && ++startup_deaths_ > options_.max_restarts) {
     broken_ = "workers end before they run anything (the last one, pid " +
               std::to_string(worker.pid) + ", with wait status " + std::to_string(status) + ")";
     return;

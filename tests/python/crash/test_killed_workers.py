@@ -237,6 +237,36 @@ def test_the_fork_server_is_killed_between_two_passes(method: str) -> None:
         assert [e["index"] for e in loader] == list(range(200))
 
 
+def test_a_worker_may_die_of_an_element_that_was_given_up() -> None:
+    begun, begin = os.pipe()
+    released, release = os.pipe()
+
+    def deadly(index: int) -> int:
+        info = stook.worker_info()
+        if info is not None and info.epoch == 0:
+            if index == 0:  # so that another worker takes 1, and publishes nothing before
+                os.read(begun, 1)
+            elif index == 1:
+                os.write(begin, b"1")
+                os.read(released, 1)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+    options = stook.MultiprocessingOptions(2, start_method="fork", max_restarts=0)
+    try:
+        with stook.DataLoader(range(20), deadly, options=options) as loader:
+            assert next(iter(loader)) == 0
+            elements = iter(loader)
+            os.write(release, b"1")
+            assert list(elements) == list(range(20))
+            assert wait_until(
+                lambda: list(loader) == list(range(20)) and loader.stats().restarts == 1, 30
+            )
+    finally:
+        for descriptor in (begun, begin, released, release):
+            os.close(descriptor)
+
+
 @pytest.mark.long  # the loader gives it five seconds
 @each_method
 def test_closing_with_a_stopped_fork_server(method: str) -> None:
