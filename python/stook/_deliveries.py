@@ -44,15 +44,22 @@ class Deliveries:
     Args:
       totals: Of all iterators of the loader; counted on as well.
       batched: A job's payload is a sequence of items.
+      filled: Besides the items it holds what gives further ones.
       max_errors: How many items may fail, or which share of them; `None`: any number.
     """
 
     def __init__(
-        self, totals: Counts, *, batched: bool = False, max_errors: float | None = None
+        self,
+        totals: Counts,
+        *,
+        batched: bool = False,
+        filled: bool = False,
+        max_errors: float | None = None,
     ) -> None:
         self._own = Counts()
         self._totals = totals
         self._batched = batched
+        self._others = 1 if filled else 0
         self._max_errors = max_errors
         self._items = 0
 
@@ -62,14 +69,17 @@ class Deliveries:
         Raises:
           TooManyErrors: What failed of it is too much; the pass is over.
         """
-        self._items += len(payload) if self._batched else 1
+        items = self._items_of(payload)
         if type(made) is Report:
             report = made
             made = report.element
             if report.consumed is not None:
-                self._items += report.consumed - len(payload)
+                items = report.consumed
+            self._items += items
             if report.failed:
                 self._count_errors(report.failed, None)
+        else:
+            self._items += items
         if made is not SKIP:
             size = array_bytes(made)
             for counts in (self._own, self._totals):
@@ -83,8 +93,11 @@ class Deliveries:
         Raises:
           TooManyErrors: It is one too many; the pass is over.
         """
-        self._items += len(payload) if self._batched else 1
+        self._items += self._items_of(payload)
         self._count_errors(1, error)
+
+    def _items_of(self, payload: Any) -> int:
+        return len(payload) - self._others if self._batched else 1
 
     def _count_errors(self, errors: int, error: BaseException | None) -> None:
         for counts in (self._own, self._totals):

@@ -252,7 +252,12 @@ class _DrawnJobs(Jobs):
 
     # ---- places ----------------------------------------------------------------------------------
 
-    def place(self, lowest: int, ahead: list[int] | None = None) -> Place:
+    def place(
+        self,
+        lowest: int,
+        ahead: list[int] | None = None,
+        next_item: tuple[int, int, int] | None = None,
+    ) -> Place:
         start = self.start
         distances = tuple(ordinal - lowest for ordinal in ahead or ())
         if lowest == 0 and len(self._starts) < 2:

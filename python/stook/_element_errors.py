@@ -69,6 +69,8 @@ class Policy:
         a function (number of an item, counted from the batch's first one) -> its index, or `None`
         beyond the end of the epoch; and then the indices.
       drop_remainder: With `fill`, leave out a batch that is not full at the end of an epoch.
+      most_errors: With `fill`, a batch in which more have failed looks for no further items: the
+        pass is over when it is delivered. `None`: any number.
     """
 
     on_error: str | Callable[[ElementError], Any] = "raise"
@@ -76,6 +78,7 @@ class Policy:
     timeout: float | None = None
     fill: bool = False
     drop_remainder: bool = False
+    most_errors: int | None = None
 
     @property
     def is_needed(self) -> bool:

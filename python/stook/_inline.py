@@ -11,6 +11,7 @@ from typing import Any
 
 from ._deliveries import CLOSED, Counts, Deliveries
 from ._element_errors import SKIP
+from ._filled_plan import FilledPlan
 from ._iterator import LoaderIterator
 from ._locks import renew_lock_in_child
 from ._state import ordinals
@@ -46,7 +47,10 @@ class InlinePool:
         """
         task = self._task
         deliveries = Deliveries(
-            self._counts, batched=task.batch_size is not None, max_errors=max_errors
+            self._counts,
+            batched=task.batch_size is not None,
+            filled=task.policy.fill,
+            max_errors=max_errors,
         )
         return InlineIterator(jobs, task.bind(where="here"), deliveries, skip)
 
@@ -72,6 +76,7 @@ class InlineIterator(LoaderIterator):
     ) -> None:
         # None when the pass is over.
         self._work: tuple[Iterator[Any], BoundTask] | None = (jobs, run)
+        self._filled = jobs if isinstance(jobs, FilledPlan) else None
         self._run = run
         self._closed = False
         self._deliveries = deliveries
@@ -99,16 +104,21 @@ class InlineIterator(LoaderIterator):
                     try:
                         element = run(epoch, position, payload)
                     except BaseException as error:
-                        self._delivered += 1
+                        self._note(epoch, payload, None)
                         self._deliveries.fail(error, payload)
                         raise
-                    self._delivered += 1
+                    self._note(epoch, payload, element)
                     element = self._deliveries.take(element, payload)
                 except TooManyErrors:
                     self._work = None
                     raise
                 if element is not SKIP:
                     return element
+
+    def _note(self, epoch: int, payload: Any, made: Any) -> None:
+        if self._filled is not None:
+            self._filled.settle(self._delivered, epoch, payload, made)
+        self._delivered += 1
 
     def close(self) -> None:
         with self._lock:
@@ -119,6 +129,10 @@ class InlineIterator(LoaderIterator):
     def delivered(self) -> tuple[int, list[int]]:
         return ordinals(self._skip, self._delivered, ())
 
+    def next_item(self) -> tuple[int, int, int]:
+        assert self._filled is not None
+        return self._filled.next_item()
+
     def _has_ended(self) -> bool:
         return self._work is None and not self._closed
 
@@ -127,6 +141,7 @@ class InlineIterator(LoaderIterator):
             if self._closed:
                 raise StookError(CLOSED)
             self._work = jobs, self._run
+            self._filled = jobs if isinstance(jobs, FilledPlan) else None
             self._skip = skip
             self._delivered = 0
 

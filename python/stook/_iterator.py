@@ -116,6 +116,15 @@ class LoaderIterator(StaysHere):
         """
         raise NotImplementedError
 
+    def next_item(self) -> tuple[int, int, int]:
+        """Where a pass with `fill_batches` goes on.
+
+        Returns:
+          `(epoch, position, item)`: the epoch, the number of the next element within it, and that
+          of the next item, of those in the shard.
+        """
+        raise NotImplementedError
+
     def _has_ended(self) -> bool:
         """True once `next()` has said that there are no more elements."""
         raise NotImplementedError

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import _core
+from ._filled_plan import FilledPlan
 from ._state import Place
 
 __all__ = ["Dealing", "IndexedDealing", "Jobs", "Plan", "count_elements"]
@@ -30,6 +31,7 @@ class Plan:
 
     Attributes:
       shard: Index and count.
+      fill: Batches take further items in place of those left out.
     """
 
     batch_size: int | None = None
@@ -37,19 +39,26 @@ class Plan:
     shuffle: bool = False
     seed: int | None = 0
     shard: tuple[int, int] = (0, 1)
+    fill: bool = False
+
+    def items_of(self, items: int, first_place: int = 0) -> int:
+        """How many of the items from `first_place` on are this shard's."""
+        index, count = self.shard
+        return max(0, -(-(items - first_place - index) // count))
 
     def elements_of(self, items: int, first_place: int = 0) -> int:
-        """Elements that this shard makes of the items from `first_place` on."""
-        index, count = self.shard
+        """Elements that this shard makes of the items from `first_place` on.
+
+        With `fill`, the most there can be.
+        """
         return count_elements(
-            max(0, -(-(items - first_place - index) // count)),
-            self.batch_size,
-            self.drop_remainder,
+            self.items_of(items, first_place), self.batch_size, self.drop_remainder
         )
 
     def identity(self) -> dict[str, Any]:
         """What a state and a loader must agree about."""
         return {
+            **({"fill_batches": True} if self.fill else {}),
             "seed": self.seed,
             "shard": list(self.shard),
             "batch_size": self.batch_size,
@@ -63,10 +72,16 @@ class Jobs(ABC):
 
     A job has an ordinal: its number within the pass, in the order in which jobs are dealt. Those
     that `skip` names are left out, as they were delivered before; they keep their ordinals.
+
+    Attributes:
+      start: The place where the first one begins.
+      fills: Only the iterator knows how many items a job has used up: `place` needs to be told what
+        its `next_item()` says.
     """
 
-    def __init__(self, start: Place) -> None:
+    def __init__(self, start: Place, *, fills: bool = False) -> None:
         self.start = start
+        self.fills = fills
         self._iterator: Callable[[], Any] | None = None
 
     @property
@@ -79,12 +94,18 @@ class Jobs(ABC):
         """The jobs, as a pool takes them: (epoch, number, payload). To be called once."""
 
     @abstractmethod
-    def place(self, lowest: int, ahead: list[int] | None = None) -> Place:
+    def place(
+        self,
+        lowest: int,
+        ahead: list[int] | None = None,
+        next_item: tuple[int, int, int] | None = None,
+    ) -> Place:
         """Where the pass stands.
 
         Args:
           lowest: All jobs with a smaller ordinal were delivered.
           ahead: Those above it that were, in rising order.
+          next_item: See `LoaderIterator.next_item`; where `fills` is set.
         """
 
     @abstractmethod
@@ -162,6 +183,16 @@ class IndexedDealing(Dealing):
                 f"{owner}: the state's position must be 0 to {most}, the elements of its epoch, got"
                 f" {place.position}"
             )
+        if self.plan.fill:
+            items = self.plan.items_of(self.length)
+            # So many the batches before it have used up at least, and none has used up any.
+            least = min(items, place.position * (self.plan.batch_size or 1))
+            most = items if place.position else 0
+            if not least <= place.item <= most:
+                raise ValueError(
+                    f"{owner}: the state's item must be {least} to {most} at position"
+                    f" {place.position}, got {place.item}"
+                )
 
     def begin(self, place: Place, num_epochs: int | None) -> Jobs:
         plan = self.plan
@@ -186,7 +217,7 @@ class IndexedDealing(Dealing):
 
 class _IndexedJobs(Jobs):
     def __init__(self, dealing: IndexedDealing, start: Place, num_epochs: int | None) -> None:
-        super().__init__(start)
+        super().__init__(start, fills=dealing.plan.fill)
         self._dealing = dealing
         self._end = None if num_epochs is None else start.first_epoch + num_epochs
         self._per_epoch = dealing.elements()
@@ -195,21 +226,29 @@ class _IndexedJobs(Jobs):
 
     def deal(self) -> Iterator[Any]:
         plan, start = self._dealing.plan, self.start
+        arguments = (self._dealing.length, plan.batch_size or 0, plan.drop_remainder)
+        options: dict[str, Any] = {
+            "shuffle_seed": start.shuffle_seed,
+            "first_epoch": start.epoch,
+            "num_epochs": None if self._end is None else max(0, self._end - start.epoch),
+            "shard_index": plan.shard[0],
+            "shard_count": plan.shard[1],
+            "first_position": start.position,
+        }
+        if plan.fill:
+            return FilledPlan(*arguments, **options, first_item=start.item)
         return _core.IndexPlan(
-            self._dealing.length,
-            plan.batch_size or 0,
-            plan.drop_remainder,
-            start.shuffle_seed,
-            start.epoch,
-            None if self._end is None else max(0, self._end - start.epoch),
-            shard_index=plan.shard[0],
-            shard_count=plan.shard[1],
-            first_position=start.position,
-            first_place=start.first_place,
-            skip=start.ahead,
+            *arguments, **options, first_place=start.first_place, skip=start.ahead
         )
 
-    def place(self, lowest: int, ahead: list[int] | None = None) -> Place:
+    def place(
+        self,
+        lowest: int,
+        ahead: list[int] | None = None,
+        next_item: tuple[int, int, int] | None = None,
+    ) -> Place:
+        if next_item is not None:
+            return self._place_of_item(*next_item)
         distances = tuple(ordinal - lowest for ordinal in ahead or ())
         start = self.start
         if lowest < self._left:
@@ -224,6 +263,15 @@ class _IndexedJobs(Jobs):
             ahead=distances,
             first_place=0,
         )
+
+    def _place_of_item(self, epoch: int, position: int, item: int) -> Place:
+        start, plan = self.start, self._dealing.plan
+        if not self._per_epoch:
+            return start
+        left = plan.items_of(self._dealing.length) - item
+        if left <= 0 or (plan.drop_remainder and left < (plan.batch_size or 1)):
+            epoch, position, item = epoch + 1, 0, 0
+        return dataclasses.replace(start, epoch=epoch, position=position, item=item)
 
     def is_end(self, place: Place) -> bool:
         return not self._per_epoch or (self._end is not None and place.epoch >= self._end)

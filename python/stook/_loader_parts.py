@@ -20,6 +20,7 @@ from .options import MultiprocessingOptions, MultithreadingOptions, _shown, chec
 
 __all__ = [
     "check_collate",
+    "check_fill",
     "check_max_errors",
     "check_on_error",
     "check_options",
@@ -73,6 +74,25 @@ def check_sampler(sampler: Any, plan: Plan) -> None:
         )
 
 
+def check_fill(plan: Plan, sampler: Any, ordered: bool) -> None:
+    """Whether batches can be filled."""
+    if not plan.fill:
+        return
+    if plan.batch_size is None:
+        raise ValueError(f"{_OWNER}: fill_batches is about batches; it needs batch_size")
+    if not ordered:
+        raise ValueError(
+            f"{_OWNER}: fill_batches=True needs ordered=True: a batch begins where the one before"
+            " it has ended, which is known when that one is there"
+        )
+    if sampler is not None:
+        raise ValueError(
+            f"{_OWNER}: fill_batches=True does not go with a sampler: workers find further items by"
+            " themselves, and a sampler's indices are known to this process alone; pass"
+            " shuffle=True, or a source that has the items in the sampler's order"
+        )
+
+
 def check_transform(transform: Any) -> tuple[Callable[[Any], Any], ...]:
     """The callables to call one after the other."""
     if transform is None:
@@ -103,7 +123,7 @@ def check_on_error(on_error: Any) -> str | Callable[[ElementError], Any]:
     )
 
 
-def check_max_errors(max_errors: Any) -> float | None:
+def check_max_errors(max_errors: Any) -> int | float | None:
     """An `int` is a number of items, a `float` a share of them."""
     if max_errors is None:
         return None
@@ -183,6 +203,12 @@ def deal_from(
     """
     in_workers = is_read_in_workers(source, _OWNER)
     length = None if in_workers else random_access_length(source, _OWNER)
+    if length is None and plan.fill:
+        raise ValueError(
+            f"{_OWNER}: fill_batches=True needs a source with __len__ and __getitem__, as workers"
+            f" find further items by themselves, got {_shown(source)}; pass a list, or leave out"
+            " the items where they come from"
+        )
     if length is None:
         for name, given in (("shuffle=True", plan.shuffle), ("sampler", sampler is not None)):
             if given:

@@ -10,6 +10,10 @@ from ._state import Place, state_of_place
 
 __all__ = ["Pass"]
 
+# (lowest, ahead) as delivered() gives them, whether the end was reached, and next_item() where the
+# jobs need it.
+_Where = tuple[int, list[int], bool, "tuple[int, int, int] | None"]
+
 
 class Pass:
     """What is dealt, and how far it is.
@@ -28,24 +32,29 @@ class Pass:
         self.jobs = jobs
         self.by_loader = by_loader
         self._iterator = weakref.ref(iterator)
-        self._left: tuple[int, list[int], bool] | None = None
+        self._left: _Where | None = None
         jobs.follow(self._iterator)
 
     def leave(self, iterator: Any) -> None:
         """Takes from an iterator that is about to go what is asked for later."""
         if self._iterator() in (None, iterator):
-            self._left = (*iterator.delivered(), iterator._has_ended())
+            self._left = self._ask(iterator)
 
-    def _where(self) -> tuple[int, list[int], bool]:
+    def _where(self) -> _Where:
         iterator = self._iterator()
         if iterator is not None:
-            return (*iterator.delivered(), iterator._has_ended())
-        return self._left or (0, [], False)
+            return self._ask(iterator)
+        return self._left or (0, [], False, None)
+
+    def _ask(self, iterator: Any) -> _Where:
+        # Waits for nothing, and runs no user code.
+        next_item = iterator.next_item() if self.jobs.fills else None
+        return (*iterator.delivered(), iterator._has_ended(), next_item)
 
     def place(self) -> Place:
         """Where it stands. Runs no user code and waits for nothing."""
-        lowest, ahead, _ = self._where()
-        return self.jobs.place(lowest, ahead)
+        lowest, ahead, _, next_item = self._where()
+        return self.jobs.place(lowest, ahead, next_item)
 
     def state(self) -> dict[str, Any]:
         """The same, for users."""
@@ -53,7 +62,7 @@ class Pass:
 
     def has_delivered(self) -> bool:
         """True if an element, or an error in its stead, was delivered."""
-        lowest, ahead, _ = self._where()
+        lowest, ahead, _, _ = self._where()
         return lowest > 0 or len(ahead) > len(self.jobs.skip)
 
     def elements_before(self) -> int:
@@ -68,6 +77,6 @@ class Pass:
 
     def next_epoch(self) -> int:
         """The epoch with which the next pass is to begin: after that of the last element."""
-        lowest, ahead, _ = self._where()
-        place = self.jobs.place(ahead[-1] + 1 if ahead else lowest)
+        lowest, ahead, _, next_item = self._where()
+        place = self.jobs.place(ahead[-1] + 1 if ahead else lowest, None, next_item)
         return place.epoch + (1 if place.position else 0)

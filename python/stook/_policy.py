@@ -10,6 +10,7 @@ it, workers lost to it, took too long, out of memory).
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -231,6 +232,7 @@ def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
     fill = items.policy.fill
     drop_remainder = items.policy.drop_remainder
     majority = items.policy.on_error == "skip"
+    most_errors = math.inf if items.policy.most_errors is None else items.policy.most_errors
     state = _state
 
     def run(epoch: int, position: int, payload: Any, losses: Sequence[Loss] = ()) -> Any:
@@ -250,7 +252,9 @@ def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
             rows = _Assembled(batch_size)
         failed = 0
         number = 0
-        while number < planned or (further is not None and len(rows) < batch_size):
+        while number < planned or (
+            further is not None and len(rows) < batch_size and failed <= most_errors
+        ):
             item: Any = payload[number] if number < planned or further is None else further(number)
             if further is not None and item is None:
                 break

@@ -122,6 +122,10 @@ class ProgressIterator(LoaderIterator):
         """That of the iterator under it."""
         return self._inner.delivered()
 
+    def next_item(self) -> tuple[int, int, int]:
+        """That of the iterator under it."""
+        return self._inner.next_item()
+
     def stats(self) -> LoaderStats:
         """The numbers of the iterator under it."""
         return self._inner.stats()

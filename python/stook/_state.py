@@ -25,7 +25,10 @@ _NAMES = {
     "batch_size": "batch_size",
     "drop_remainder": "drop_remainder",
     "shuffle": "shuffle",
+    "fill_batches": "fill_batches",
 }
+# What a state that does not name it was taken with.
+_UNNAMED = {"fill_batches": False}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class Place:
       first_epoch: With which the pass began.
       shards: How many a source that is read in the workers has; `None`: as the loader has it.
       over: `(shard, elements)` of those of them that are known to have ended in this epoch.
+      item: With `fill_batches`: number of the next item, of those that the shard has in the epoch.
     """
 
     epoch: int = 0
@@ -56,6 +60,7 @@ class Place:
     first_epoch: int = 0
     shards: int | None = None
     over: tuple[tuple[int, int], ...] = ()
+    item: int = 0
 
 
 def ordinals(skip: Sequence[int], lowest: int, ahead: Iterable[int]) -> tuple[int, list[int]]:
@@ -99,6 +104,8 @@ def state_of_place(place: Place, identity: Mapping[str, Any]) -> dict[str, Any]:
         "epoch": place.epoch,
         "position": place.position,
     }
+    if identity.get("fill_batches"):
+        state["item"] = place.item
     if place.ahead:
         state["ahead"] = list(place.ahead)
     if place.first_place:
@@ -134,27 +141,43 @@ def place_of_state(state: Any, identity: Mapping[str, Any], owner: str, *, resha
     """
     read = _Reader(state, owner)
     for key, name in _NAMES.items():
-        if read.value(key) != identity[key]:
+        absent = _UNNAMED.get(key, ...)
+        taken, own = read.value(key, absent), identity.get(key, absent)
+        if taken != own:
             raise ValueError(
-                f"{owner}: the state was taken with {name}={state[key]!r}, and this loader has"
-                f" {name}={identity[key]!r}; make the loader with the arguments of the one that"
-                " gave the state"
+                f"{owner}: the state was taken with {name}={taken!r}, and this loader has"
+                f" {name}={own!r}; make the loader with the arguments of the one that gave the"
+                " state"
             )
+    filled = identity.get("fill_batches", False)
     epoch = read.number("epoch")
     place = Place(
         epoch=epoch,
         position=read.number("position"),
         ahead=read.ahead(),
-        first_place=read.number("place", 0),
+        first_place=read.number("place", 0, 0 if filled else _MOST),
         shuffle_seed=read.number("shuffle_seed", None, (1 << 64) - 1),
         source=read.source(),
         first_epoch=read.number("first_epoch", most=epoch),
         shards=read.shards() if identity["items"] == "shards" else None,
         over=read.over(),
+        item=read.number("item") if filled else 0,
     )
+    if filled and place.ahead:
+        raise ValueError(
+            f"{owner}: with fill_batches=True elements come in order, and the state says that"
+            f" {len(place.ahead)} are ahead of others: it was changed since it was taken"
+        )
     shard, own = read.shard(), list(identity["shard"])
     if shard == own:
         return place
+    if filled and place.position:
+        raise ValueError(
+            f"{owner}: the state was taken with shard={tuple(shard)}, and this loader has"
+            f" shard={tuple(own)}; with fill_batches=True each shard is at an item of its own, so"
+            " that the rest of an epoch cannot be dealt to others: make the loader with the shard"
+            " of the state, or pass reshard=True with states taken at the beginning of an epoch"
+        )
     if not reshard:
         raise ValueError(
             f"{owner}: the state was taken with shard={tuple(shard)}, and this loader has"
@@ -202,9 +225,9 @@ class _Reader:
                 f" {VERSION}: it was written by a newer one; update stook"
             )
 
-    def value(self, key: str) -> Any:
+    def value(self, key: str, default: Any = ...) -> Any:
         try:
-            return self._state[key]
+            return self._state[key] if default is ... else self._state.get(key, default)
         except KeyError:
             raise ValueError(f"{self._owner}: the state has no {key!r}") from None
 

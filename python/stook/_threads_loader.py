@@ -16,6 +16,7 @@ from typing import Any
 
 from ._deliveries import CLOSED, Counts, Deliveries
 from ._element_errors import SKIP
+from ._filled_plan import FilledPlan
 from ._iterator import LoaderIterator
 from ._locks import renew_lock_in_child
 from ._policy import progress
@@ -63,14 +64,19 @@ class LoaderThreads:
         elif not self._crew.is_of_this_process:
             raise StookError(_FORKED)
         options, task = self._options, self._task
-        batched = task.batch_size is not None
+        deliveries = Deliveries(
+            self._counts,
+            batched=task.batch_size is not None,
+            filled=task.policy.fill,
+            max_errors=max_errors,
+        )
         return ThreadIterator(
             jobs,
             _Pass(task),
             self._crew,
             options.num_threads * (options.per_thread_buffer_size + 1),
             ordered,
-            Deliveries(self._counts, batched=batched, max_errors=max_errors),
+            deliveries,
             None if task.seed is None else self._draws,
             skip,
         )
@@ -90,10 +96,10 @@ class _Job:
     """A job that was dealt and is not delivered.
 
     `began` is written by its thread and read by the consumer; the rest belongs to the consumer,
-    `given_up` to whoever holds the pass's lock.
+    `given_up`, `void` and `ended` to whoever holds the pass's lock.
     """
 
-    __slots__ = ("began", "epoch", "given_up", "losses", "payload", "position")
+    __slots__ = ("began", "ended", "epoch", "given_up", "losses", "payload", "position", "void")
 
     def __init__(self, epoch: int, position: int, payload: Any, *_: Any) -> None:
         self.epoch = epoch
@@ -103,6 +109,8 @@ class _Job:
         # Number of the item under way and when it was begun, as _policy.py notes it.
         self.began: list[tuple[int, float] | None] = [None]
         self.given_up = False  # by the consumer, who does not want what its thread brings
+        self.void = False  # nor this, but then the thread is to go on
+        self.ended = False
 
 
 class _Pass:
@@ -131,6 +139,10 @@ def _make(
     """In a thread: makes an element, or its error."""
     if shared.over:
         return None
+    if job.void:
+        with shared.changed:
+            job.ended = True
+        return None
     losses = (job.losses,) if job.losses else ()
     progress.cell = job.began
     try:
@@ -155,7 +167,8 @@ def _make(
 def _put(shared: _Pass, number: int, job: _Job, success: bool, value: Any) -> bool:
     end_if_forked(shared.pid, None if success else value)
     with shared.changed:
-        if not shared.over and not job.given_up:
+        job.ended = True
+        if not shared.over and not job.given_up and not job.void:
             shared.done[number] = success, value
             shared.changed.notify()
         return job.given_up
@@ -178,6 +191,8 @@ class ThreadIterator(LoaderIterator):
         skip: Sequence[int] = (),
     ) -> None:
         self._jobs: Iterator[Any] | None = jobs  # None once it has ended
+        self._filled = jobs if isinstance(jobs, FilledPlan) else None
+        self._void: list[_Job] = []  # that threads may have in hand still
         self._source_error: BaseException | None = None  # what it ended by, to be raised last
         self._shared = shared
         self._crew = crew
@@ -236,6 +251,8 @@ class ThreadIterator(LoaderIterator):
                     raise StopIteration
                 number = self._next_number()
                 if number is not None:
+                    if self._filled is not None:
+                        self._settle(self._filled, number)
                     # First, so that Ctrl-C in between does not leave the next call waiting for it.
                     self._advance(number)
                     return (number, *shared.done.pop(number))
@@ -248,6 +265,25 @@ class ThreadIterator(LoaderIterator):
                     continue
             self._wait_and_look(self._draws)
 
+    def _settle(self, filled: FilledPlan, number: int) -> None:
+        """Under the pass's lock: what was dealt behind a batch is void if it has taken more."""
+        success, made = self._shared.done[number]
+        job = self._jobs_out[number]
+        if not filled.settle(number, job.epoch, job.payload, made if success else None):
+            return
+        # In an order in which Ctrl-C in between does no harm: it then is done once more.
+        self._void = [job for job in self._void if not job.ended]
+        for later in range(number + 1, self._dealt):
+            void = self._jobs_out.get(later)
+            if void is not None:
+                void.void = True
+                if not void.ended:
+                    self._void.append(void)
+                del self._jobs_out[later]
+            self._shared.done.pop(later, None)
+        self._dealt = number + 1
+        self._jobs = filled
+
     def _end(self) -> None:
         """The pass is over before its time."""
         with self._shared.changed:
@@ -255,6 +291,7 @@ class ThreadIterator(LoaderIterator):
             self._over = self._shared.over = True
             self._shared.done.clear()
             self._jobs_out.clear()
+            self._void.clear()
 
     def _wait_and_look(self, draws: GlobalDraws) -> None:
         shared = self._shared
@@ -282,6 +319,17 @@ class ThreadIterator(LoaderIterator):
                 wake = min(wake, since + timeout)
             else:
                 self._give_up(number, job, item, timeout)
+        self._void = [job for job in self._void if not job.ended]
+        for job in list(self._void):
+            if job.began[0] is None:
+                continue
+            _, since = job.began[0]
+            if since + timeout > now:
+                wake = min(wake, since + timeout)
+            else:  # its thread is needed
+                self._void.remove(job)
+                job.given_up = True
+                self._crew.replace_one()
         if self._next_number() is None:
             shared.changed.wait(max(0.0, wake - now))
 
@@ -297,7 +345,10 @@ class ThreadIterator(LoaderIterator):
             self._crew.jobs.put(partial(_make, shared, number, again))
             return
         payload = job.payload
-        index = payload[item] if isinstance(payload, tuple) and item < len(payload) else payload
+        if self._filled is not None:
+            index = payload[0](item)
+        else:
+            index = payload[item] if isinstance(payload, tuple) and item < len(payload) else payload
         error = ElementTimeout(
             job.position, timeout, None, index if isinstance(index, int) else None
         )
@@ -348,10 +399,15 @@ class ThreadIterator(LoaderIterator):
                 shared.over = self._closed = True
                 shared.done.clear()
                 self._jobs_out.clear()
+                self._void.clear()
                 shared.changed.notify_all()
 
     def delivered(self) -> tuple[int, list[int]]:
         return ordinals(self._skip, self._lowest, self._ahead)
+
+    def next_item(self) -> tuple[int, int, int]:
+        assert self._filled is not None
+        return self._filled.next_item()
 
     def _has_ended(self) -> bool:
         return self._shared.over and not self._closed
@@ -372,8 +428,10 @@ class ThreadIterator(LoaderIterator):
                 before.over = True  # elements of it that are still made are dropped
                 before.done.clear()
                 self._jobs_out.clear()
+                self._void.clear()
                 self._shared = _Pass(before.task)
                 self._jobs = jobs
+                self._filled = jobs if isinstance(jobs, FilledPlan) else None
                 self._source_error = None
                 self._over = False
                 self._dealt = self._lowest = 0

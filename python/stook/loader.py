@@ -15,6 +15,7 @@ from ._iterator import LoaderIterator
 from ._jobs import Dealing, Plan
 from ._loader_parts import (
     check_collate,
+    check_fill,
     check_max_errors,
     check_on_error,
     check_options,
@@ -67,7 +68,7 @@ class DataLoader(StaysHere):
         returns an iterable, or torch's `IterableDataset`: the workers read them, one shard each,
         whose elements come in turn (`docs/sources.md`). With `batch_size`, what can be indexed and
         has `__getitems__(indices)` is asked for the items of a batch at once, unless `on_error`,
-        `retries` or `timeout` want each by itself.
+        `retries`, `timeout` or `fill_batches` want each by itself.
       transform: A callable, or a list or tuple of callables that are called one after the other, on
         each item, in the worker. `None`: items are delivered as they are.
       options: Worker processes, or `MultithreadingOptions` for threads; without it everything runs
@@ -100,6 +101,10 @@ class DataLoader(StaysHere):
       retries: How often an item that raised is tried again before that, with the same draws.
       max_errors: How many items of a pass may fail, or (a float below 1) which share of them, from
         the 100th item on; then `next()` raises `TooManyErrors`, and the pass is over.
+      fill_batches: Batches take the next items of their epoch in place of those that are left out,
+        by `on_error` or as `stook.SKIP`, so that only the last batch of an epoch may be shorter.
+        Batches are then those of the list of items without what is left out. Needs `batch_size`, a
+        source that can be indexed, and `ordered`; workers make some items twice.
       progress: Show a tqdm bar: elements, MB/s, share of the time spent waiting for elements.
 
     Raises:
@@ -138,6 +143,7 @@ class DataLoader(StaysHere):
         on_error: str | Callable[[ElementError], Any] = "raise",
         retries: int = 0,
         max_errors: float | None = None,
+        fill_batches: bool = False,
         progress: bool = False,
     ) -> None:
         self._closed = True  # until it is whole: __repr__ and close() of a half-made one
@@ -149,6 +155,7 @@ class DataLoader(StaysHere):
             check_bool(_OWNER, "shuffle", shuffle),
             None if seed is None else check_int(_OWNER, "seed", seed, 0, (1 << 64) - 1),
             check_shard(shard),
+            check_bool(_OWNER, "fill_batches", fill_batches),
         )
         self._collate = check_collate(collate, plan)
         check_sampler(sampler, plan)
@@ -157,6 +164,7 @@ class DataLoader(StaysHere):
             None if num_epochs is None else check_int(_OWNER, "num_epochs", num_epochs, 1)
         )
         self._ordered = check_bool(_OWNER, "ordered", ordered)
+        check_fill(plan, sampler, self._ordered)
         self._on_error = check_on_error(on_error)
         self._retries = check_int(_OWNER, "retries", retries, 0)
         self._max_errors = check_max_errors(max_errors)
@@ -182,7 +190,14 @@ class DataLoader(StaysHere):
         )
         self._source = source
         self._next_place = None
-        policy = Policy(self._on_error, self._retries, self._options.timeout)
+        policy = Policy(
+            self._on_error,
+            self._retries,
+            self._options.timeout,
+            self._plan.fill,
+            self._plan.drop_remainder,
+            self._max_errors if isinstance(self._max_errors, int) else None,
+        )
         self._task = task_from(
             source, self._dealing, indexed, self._transforms, self._collate, policy
         )
@@ -324,7 +339,7 @@ class DataLoader(StaysHere):
         return None if elements is None else elements * self._num_epochs
 
     def __len__(self) -> int:
-        """Elements of one pass.
+        """Elements of one pass; with `fill_batches`, the most there can be.
 
         Raises:
           TypeError: The source is an iterable without a length, or `num_epochs` is `None`.
