@@ -56,6 +56,17 @@ def test_spdl_pipeline_makes_the_same_batches_three_ways() -> None:
     assert done.stdout.count("epoch 1: 3 batches") == 3
 
 
+def test_grain_pipeline_makes_the_same_batches_and_restores_a_checkpoint() -> None:
+    require_installed("grain")
+    done = run("grain_pipeline", "--batches", "5")
+    assert done.returncode == 0, done.stderr
+    first, _, *table = done.stdout.splitlines()
+    assert re.fullmatch(
+        r"5 batches, 2 workers, mean brightness \d+\.\d; restored: the last 2 batches", first
+    )
+    assert [line.split()[0] for line in table] == ["Grain", "stook.grain"]
+
+
 def test_sklearn_grid_finds_the_numbers_of_the_default_backend() -> None:
     require_installed("sklearn")
     done = run("sklearn_grid", "--images", "200", "--folds", "3", "--workers", "2")
@@ -71,6 +82,7 @@ def test_sklearn_grid_finds_the_numbers_of_the_default_backend() -> None:
         ("spdl_stage", "spdl", "spdl"),
         ("spdl_pipeline", "spdl", "spdl"),
         ("sklearn_grid", "sklearn", "scikit-learn"),
+        ("grain_pipeline", "grain", "grain"),
     ],
 )
 def test_examples_say_which_package_is_missing(
