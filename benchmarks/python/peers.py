@@ -105,7 +105,9 @@ def torch_with(module: str, method: str) -> Callable[..., AbstractContextManager
     return torch_loader
 
 
-def grain_with(read_options: dict[str, int]) -> Callable[..., AbstractContextManager[Elements]]:
+def grain_with(
+    read_options: dict[str, int], ours: bool = False
+) -> Callable[..., AbstractContextManager[Elements]]:
     @contextmanager
     def grain_prefetch(work: Work, workers: int, buffer: int) -> Iterator[Elements]:
         import grain
@@ -118,7 +120,13 @@ def grain_with(read_options: dict[str, int]) -> Callable[..., AbstractContextMan
         if work.element:
             data = data.batch(BATCH)
         options = grain.MultiprocessingOptions(workers, buffer)
-        with closing(iter(data.mp_prefetch(options))) as elements:
+        if ours:
+            import stook.grain
+
+            data = stook.grain.mp_prefetch(data, options)
+        else:
+            data = data.mp_prefetch(options)
+        with closing(iter(data)) as elements:
             yield elements
 
     return grain_prefetch
@@ -216,6 +224,11 @@ PEERS = {
     "grain": Peer(
         "Grain mp_prefetch",
         grain_with({"num_threads": 0, "prefetch_buffer_size": 0}),
+        "grain",
+    ),
+    "stook-grain": Peer(
+        "stook.grain mp_prefetch",
+        grain_with({"num_threads": 0, "prefetch_buffer_size": 0}, ours=True),
         "grain",
     ),
     "spdl": Peer("SPDL, executor stage", spdl_executor, "spdl"),
