@@ -1,8 +1,12 @@
-"""A Grain dataset whose elements come from Stook's workers. Importing this imports Grain."""
+"""A Grain dataset whose elements come from Stook's workers.
+
+Importing this imports Grain. Where it is missing the classes are of no use: `grain.py` says so.
+"""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import importlib
 import pickle
 import weakref
@@ -18,12 +22,14 @@ from .stats import LoaderStats
 
 __all__ = ["WorkersIterDataset", "WorkersIterator"]
 
-_grain: Any = importlib.import_module("grain")
-_ITER_DATASET: Any = _grain.IterDataset
-_DATASET_ITERATOR: Any = _grain.DatasetIterator
+_IterDataset: Any = object
+_DatasetIterator: Any = object
+with contextlib.suppress(ModuleNotFoundError):
+    _IterDataset = importlib.import_module("grain").IterDataset
+    _DatasetIterator = importlib.import_module("grain").DatasetIterator
 
 
-class WorkersIterDataset(_ITER_DATASET):  # type: ignore[misc]
+class WorkersIterDataset(_IterDataset):  # type: ignore[misc]
     """The elements of a dataset, each `num_workers`-th of which one worker makes.
 
     `options` are Stook's; `restarts` is how many deaths of a worker over one element are borne.
@@ -95,7 +101,7 @@ class _Jobs:
         return self._generation, number, start, worker
 
 
-class WorkersIterator(_DATASET_ITERATOR):  # type: ignore[misc]
+class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
     """One pass. States are those of Grain's own `mp_prefetch`.
 
     Each element brings the state of its worker's slice behind it, so that elements made ahead are
@@ -186,7 +192,7 @@ class WorkersIterator(_DATASET_ITERATOR):  # type: ignore[misc]
     def _survive(self, error: BaseException) -> ProcessIterator:
         """Goes on after the end of a worker; or raises it, and goes on when asked again."""
         self._deaths += 1
-        if self._deaths <= self._restarts:
+        if self._deaths <= self._restarts and isinstance(error, WorkerDied):
             return self._go_back()
         self._deaths = 0
         self._elements = None

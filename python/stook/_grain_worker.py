@@ -190,21 +190,19 @@ class _Slice:
         threads it would raise for ever, and with them its state would be one behind.
         """
         reader = import_internals().prefetch.PrefetchDatasetIterator
-        failed: Any = None
         trace = error.__traceback__
         while trace is not None:
-            frame = trace.tb_frame
-            if frame.f_code.co_name == "__next__" and isinstance(
-                found := frame.f_locals.get("self"), reader
-            ):
-                failed = found
-            elif failed is not None and frame.f_code.co_name == "check":
-                failed = None  # of how much is filtered out: the item itself was counted
-            trace = trace.tb_next
-        if failed is not None:
+            frame, trace = trace.tb_frame, trace.tb_next
+            failed = frame.f_locals.get("self")
+            if frame.f_code.co_name != "__next__" or not isinstance(failed, reader):
+                continue
+            cause = None if trace is None else trace.tb_frame.f_locals.get("self")
+            if type(cause).__name__ == "FilterThresholdChecker":
+                return  # too many were left out; the item itself was counted
             index = failed.get_state()["next_index"]
             if index < failed._dataset_length:
                 failed.set_state({"next_index": index + 1})
+            return  # one that user code iterates, further in, is the user's
 
 
 def _encoded(error: BaseException, position: int) -> bytes:

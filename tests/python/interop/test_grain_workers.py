@@ -16,6 +16,7 @@ from partner_loader import require
 
 import stook
 import stook.grain
+from conftest import RunPython
 
 (grain,) = require("grain")
 
@@ -210,6 +211,25 @@ def test_a_source_that_cannot_be_sliced_is_for_one_worker() -> None:
                 next(elements)
 
 
+def test_grain_is_imported_by_calls_alone(run_python: RunPython) -> None:
+    done = run_python(
+        """
+        import sys
+        import stook.grain
+
+        assert "grain" not in sys.modules
+        sys.modules["grain"] = None
+        for call in (lambda: stook.grain.mp_prefetch([]), stook.grain.install):
+            try:
+                call()
+            except ImportError as error:
+                print(error)
+        """
+    )
+    done.check()
+    assert done.stdout.count("pip install grain") == 2
+
+
 class Odd(Exception):
     def __init__(self, number: int, why: str) -> None:
         super().__init__(f"{number}: {why}")
@@ -217,8 +237,12 @@ class Odd(Exception):
 
 def picky(number: int) -> int:
     if number in (3, 4, 8):
-        raise Odd(number, "not today")
+        check(number)
     return number
+
+
+def check(number: int) -> None:
+    raise Odd(number, "not today")
 
 
 @pytest.mark.parametrize("read", [HERE, THREADS], ids=["here", "threads"])
@@ -244,6 +268,17 @@ def test_an_error_costs_its_element_alone(read: Any, before: bool) -> None:
         assert found == [wrong.get(n, n) for n in range(9)]
         elements.set_state(states[4])
         assert next(elements) == 5
+
+
+def test_an_error_about_too_many_left_out_loses_nothing() -> None:
+    # Grain looks at the share of every 1000 items: of 1000 first, then of 1001.
+    data = grain.MapDataset.range(1003).filter(lambda x: x >= 1000).to_iter_dataset(HERE)
+    options = grain.experimental.DatasetOptions(filter_raise_threshold_ratio=0.9995)
+    data = grain.experimental.WithOptionsIterDataset(data, options)
+    with closing(iter(ours(data, 1))) as elements:
+        with pytest.raises(ValueError, match=r"skipped 100\.00 %"):
+            next(elements)
+        assert list(elements) == [1000, 1001, 1002]
 
 
 def kill_once(number: int, mark: str) -> int:
