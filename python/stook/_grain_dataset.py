@@ -9,6 +9,7 @@ import collections
 import contextlib
 import importlib
 import pickle
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -101,6 +102,36 @@ class _Jobs:
         return self._generation, number, start, worker
 
 
+class _First(threading.Thread):
+    """Takes the first result, so that jobs are dealt before anybody asks for an element.
+
+    It ends when there is one, or when the iterator over the results is closed.
+    """
+
+    def __init__(self, elements: ProcessIterator) -> None:
+        super().__init__(name="stook-grain-first", daemon=True)
+        self._elements: ProcessIterator | None = elements
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        elements, self._elements = self._elements, None
+        assert elements is not None
+        try:
+            self._result = next(elements)
+        except BaseException as error:
+            self._error = error
+
+    def take(self) -> Any:
+        """To be called once, after `join()`; raises what was raised."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        result, self._result = self._result, None
+        return result
+
+
 class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
     """One pass. States are those of Grain's own `mp_prefetch`.
 
@@ -113,6 +144,7 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
     _closed = True
     _pool: ProcessPool | None = None
     _elements: ProcessIterator | None = None
+    _first: _First | None = None
 
     def __init__(
         self,
@@ -149,14 +181,20 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
             elements = self._begin()
         while True:
             try:
-                result = next(elements)
+                if self._first is None:
+                    result = next(elements)
+                else:
+                    self._first.join()
+                    first, self._first = self._first, None
+                    result = first.take()
             except StopIteration:
                 raise
             except (WorkerDied, ElementTimeout) as error:
                 elements = self._survive(error)
                 continue
             except BaseException:
-                self._step_over(elements)
+                if self._first is None:  # else this was Ctrl-C, and the result is still to be had
+                    self._step_over(elements)
                 raise
             worker = self._jobs.dealt.popleft()
             if type(result) is tuple:
@@ -202,7 +240,7 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
 
     def _begin(self) -> ProcessIterator:
         self._assert_not_closed()
-        self.start_prefetch()
+        self._start_processes()
         return self._go_back()
 
     def _go_back(self) -> ProcessIterator:
@@ -241,6 +279,7 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
 
     def _restart(self) -> None:
         self._deaths = 0
+        self._first = None
         if self._elements is not None:
             # What is under way is given up now, and the next job is dealt when it is asked for.
             self._elements.close()
@@ -310,13 +349,18 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
     # ---- processes -------------------------------------------------------------------------------
 
     def start_prefetch(self) -> None:
-        """Starts the worker processes; the first elements are made when the first is asked for.
+        """Starts the worker processes, and has them make the first elements.
 
         Raises:
           ValueError: The iterator is closed.
         """
         if self._closed:
             raise ValueError("Attempting to use a closed iterator.")
+        if self._elements is None:
+            self._start_processes()
+            self._first = _First(self._go_back())
+
+    def _start_processes(self) -> None:
         if self._pool is not None:
             return
         task = PipelineTask(
@@ -343,6 +387,7 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
         `ValueError`.
         """
         self._closed = True
+        self._first = None
         if self._elements is not None:
             self._elements.close()
             self._elements = None

@@ -17,6 +17,7 @@ from partner_loader import require
 import stook
 import stook.grain
 from conftest import RunPython
+from leftovers import wait_until
 
 (grain,) = require("grain")
 
@@ -182,6 +183,28 @@ def test_arrays_are_moved_and_stay() -> None:
         assert stook.is_shared(batch)
         batch += 1  # writable
     assert [batch[0, 0, 0] for batch in batches] == [1, 2, 7, 8]
+
+
+def test_start_prefetch_makes_elements_before_one_is_asked_for(tmp_path: Path) -> None:
+    def mark(number: int) -> int:
+        (tmp_path / str(number)).touch()
+        return number
+
+    data = grain.MapDataset.range(6).map(mark).to_iter_dataset(HERE)
+    with closing(iter(ours(data, 2))) as elements:
+        elements.start_prefetch()
+        elements.start_prefetch()
+        assert wait_until(lambda: (tmp_path / "1").exists(), 30)
+        state = elements.get_state()
+        assert state["iterators_in_use_states"] == [{"next_index": 0}] * 2
+        assert list(elements) == list(range(6))
+        elements.set_state(state)
+        elements.start_prefetch()
+        elements.set_state(state)
+        assert list(elements) == list(range(6))
+    abandoned = iter(ours(data, 2))
+    abandoned.start_prefetch()
+    abandoned.close()
 
 
 def test_no_workers_is_no_change_and_bad_arguments_are_refused() -> None:
