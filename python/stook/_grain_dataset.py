@@ -74,14 +74,28 @@ class _Jobs:
     """
 
     def __init__(
-        self, generation: int, cursor: int, starts: list[bytes | None], ended: list[bool]
+        self,
+        generation: int,
+        first: int,
+        cursor: int,
+        starts: list[bytes | None],
+        ended: list[bool],
     ) -> None:
         self.ended = ended
         self.dealt: collections.deque[int] = collections.deque()
         self._generation = generation
         self._cursor = cursor
         self._starts = starts
-        self._number = 0
+        self._first = first
+        self._number = first
+
+    def count_taken(self) -> int:
+        """Jobs of this generation whose results were taken."""
+        return self._number - self._first - len(self.dealt)
+
+    def next_to_take(self) -> int:
+        """The number of the job whose result comes next."""
+        return self._number - len(self.dealt)
 
     def __iter__(self) -> _Jobs:
         return self
@@ -170,7 +184,7 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
         self._first_state: bytes | None = None
         self._generation = -1
         self._deaths = 0  # over the element that comes next
-        self._jobs: _Jobs = _Jobs(0, 0, [], [])
+        self._jobs: _Jobs = _Jobs(0, 0, 0, [], [])
         self._finalizer: Callable[[], Any] = lambda: None
 
     # ---- elements --------------------------------------------------------------------------------
@@ -222,10 +236,9 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
 
     def _step_over(self, elements: ProcessIterator) -> None:
         """Puts the count right after an error that came in the place of a result, or of none."""
-        dealt = self._jobs.dealt
         delivered, _ = elements.delivered()
-        while self._jobs._number - len(dealt) < delivered:
-            self._pass_on(dealt.popleft())
+        while self._jobs.count_taken() < delivered:
+            self._pass_on(self._jobs.dealt.popleft())
 
     def _survive(self, error: BaseException) -> ProcessIterator:
         """Goes on after the end of a worker; or raises it, and goes on when asked again."""
@@ -249,7 +262,8 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
         self._generation += 1
         starts: list[bytes | None] = [*self._states]
         # The list is shared: a slice that has ended gets no more jobs.
-        self._jobs = _Jobs(self._generation, self._cursor, starts, self._ended)
+        number = self._jobs.next_to_take()
+        self._jobs = _Jobs(self._generation, number, self._cursor, starts, self._ended)
         self._elements = self._pool.iterate(self._jobs, ordered=True)
         return self._elements
 

@@ -12,6 +12,8 @@ import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ._element_errors import DEFAULT_POLICY
 from ._error_payload import encode_error
 from .errors import for_consumer
@@ -32,6 +34,7 @@ _FLAGS = ("grain_py_debug_mode", "grain_py_dataset_visualization_output_dir")
 class Internals(NamedTuple):
     """The modules of Grain that are reached into."""
 
+    arrays: Any
     base: Any
     batch: Any
     config: Any
@@ -46,6 +49,7 @@ def import_internals() -> Internals:
     """Imports Grain."""
     python = "grain._src.python"
     names = (
+        f"{python}.ipc.shared_memory_array",
         f"{python}.dataset.base",
         f"{python}.dataset.transformations.batch",
         "grain._src.core.config",
@@ -165,6 +169,7 @@ class _Slice:
         if not self._is_set_up:
             grain.process_prefetch._is_in_worker_process = True
             _make_ordinary_batches(grain.batch)
+            grain.arrays.SharedMemoryArray.__reduce_ex__ = _reduce_to_array
             grain.process_prefetch._parse_debug_flags(task.flags)
             suffix = "" if info.count == 1 else f" {info.index}"
             grain.logging.set_process_identifier_prefix(suffix)
@@ -225,3 +230,14 @@ def _make_ordinary_batches(batch: Any) -> None:
         return make_batch(values)
 
     batch.make_batch = make
+
+
+def _reduce_to_array(array: Any, protocol: Any) -> Any:
+    """Sends one of Grain's `SharedMemoryArray`s as an ordinary array.
+
+    Its segment goes with it: nobody else would remove it.
+    """
+    for owner in (array, array.base):
+        if isinstance(owner, import_internals().arrays.SharedMemoryArray):
+            owner.unlink_on_del()
+    return np.array(array).__reduce_ex__(protocol)

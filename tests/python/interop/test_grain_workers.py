@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -366,6 +367,52 @@ def test_batches_take_the_dtype_that_all_items_need() -> None:
     data.enable_shared_memory_output()  # as Grain's own mp_prefetch leaves it behind
     with closing(iter(ours(data, 1))) as elements:
         assert [batch.tolist() for batch in elements] == [[1, 1 << 40]] * 2
+
+
+def in_a_segment(number: int) -> dict[str, Any]:
+    array = grain.multiprocessing.SharedMemoryArray((64, 64), np.float32)
+    array[:] = number
+    return {"array": array, "segment": array.shm.name}
+
+
+def test_segments_of_grains_are_not_left_behind() -> None:
+    data = grain.MapDataset.range(3).map(in_a_segment).to_iter_dataset(HERE)
+    with closing(iter(ours(data, 1))) as elements:
+        found = list(elements)
+        for number, element in enumerate(found):
+            assert type(element["array"]) is np.ndarray
+            assert (element["array"] == number).all()
+            segment = Path("/dev/shm", element["segment"])
+            assert wait_until(lambda segment=segment: not segment.exists(), 30)
+
+
+def unsendable(number: int) -> Any:
+    return threading.Lock() if number == 2 else number
+
+
+def test_an_element_that_cannot_be_pickled_is_an_error() -> None:
+    data = grain.MapDataset.range(5).map(unsendable).to_iter_dataset(HERE)
+    with closing(iter(ours(data, 2))) as elements:
+        assert [next(elements), next(elements)] == [0, 1]
+        with pytest.raises(TypeError, match="cannot pickle"):
+            next(elements)
+        assert list(elements) == [3, 4]
+
+
+def slow(number: int) -> int:
+    if number == 3:
+        threading.Event().wait(600)
+    return number
+
+
+def test_a_timeout_ends_an_element_that_takes_too_long() -> None:
+    data = grain.MapDataset.range(5).map(slow).to_iter_dataset(HERE)
+    options = stook.MultiprocessingOptions(num_workers=2, timeout=2)
+    with closing(iter(stook.grain.mp_prefetch(data, options))) as elements:
+        assert [next(elements) for _ in range(3)] == [0, 1, 2]
+        for _ in range(2):
+            with pytest.raises(stook.ElementTimeout, match="element 3 took longer"):
+                next(elements)
 
 
 # ---- under unchanged programs --------------------------------------------------------------------
