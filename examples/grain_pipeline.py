@@ -78,11 +78,13 @@ def main() -> None:
     if rest != means["Grain"][args.batches // 2 + 1 :]:
         sys.exit("grain_pipeline: the checkpoint was not restored exactly")
 
-    print(f"{args.batches} batches, {args.workers} workers,", end=" ")
+    # Each worker makes batches of its own slice, whose last one may be smaller.
+    count = len(means["Grain"])
+    print(f"{count} batches, {args.workers} workers,", end=" ")
     print(f"mean brightness {np.mean(means['Grain']):.1f}; restored: the last {len(rest)} batches")
     print(f"{'mp_prefetch by':24}{'seconds':>10}{'batches/s':>12}")
     for name, took in seconds.items():
-        print(f"{name:24}{took:10.2f}{(args.batches - 1) / took:12,.0f}")
+        print(f"{name:24}{took:10.2f}{(count - 1) / took:12,.0f}")
 
 
 if __name__ == "__main__":
