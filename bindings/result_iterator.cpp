@@ -1,194 +1,18 @@
-// The iterator over results: waiting, and the type.
-//
-// Per element: deal as many jobs as the window allows, look whether the awaited result is there,
-// sleep without the GIL if not, decode. No Python code runs while the manager's mutex is held.
+// The iterator over results: the type, and its life.
 #include "bindings/result_iterator.h"
 
-#include <csignal>
+#include <structmember.h>
+
+#include <cstddef>
 #include <memory>
-#include <new>
 #include <utility>
 #include <vector>
 
 #include "bindings/errors.h"
 #include "bindings/register.h"
-#include "shm/error.h"
 
 namespace stook::bindings {
 namespace {
-
-using workers::Manager;
-
-// Of jobs with nothing to deliver, one after another, without letting other threads run.
-constexpr unsigned kSkipsPerTurn = 64;
-
-ResultIterator* as_iterator(PyObject* self) { return reinterpret_cast<ResultIterator*>(self); }
-
-// Sleeps until there may be something new. False with an error set.
-bool wait(ResultIterator* self, bool& long_wait) {
-  WorkerPool& pool = *self->pool;
-  sigset_t before;
-  if (long_wait) {
-    // A signal that arrives between the look at Python's flags and the sleep must end the sleep.
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    if (PyErr_CheckSignals() != 0) {
-      pthread_sigmask(SIG_SETMASK, &before, nullptr);
-      return false;
-    }
-  }
-  Manager::WaitEnd end = Manager::WaitEnd::kProgress;
-  bool failed = false;
-  shm::Error failure(shm::ErrorCode::kBroken, "");
-  {
-    const WithoutGil without_gil;
-    const std::lock_guard lock(pool.mutex);
-    try {
-      if (has_pool(self) && !pool.lock_is_wanted()) {
-        end = pool.manager.wait(self->ordered, long_wait ? &before : nullptr);
-      }
-    } catch (const shm::Error& error) {
-      failure = error;
-      failed = true;
-    }
-  }
-  if (long_wait) pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (failed) {
-    // Such as no descriptors for a worker's successor: nobody would do the dead one's work.
-    self->finished = true;
-    pool.close();
-    set_python_error(failure);
-    return false;
-  }
-  if (end == Manager::WaitEnd::kTimeOut) long_wait = true;
-  if (end == Manager::WaitEnd::kSideChannel) {
-    const OwnedRef done(PyObject_CallMethod(pool.functions.ptr(), "drain_side_channel", nullptr));
-    if (!done) return false;
-  }
-  return end == Manager::WaitEnd::kProgress || PyErr_CheckSignals() == 0;
-}
-
-bool check_process(const WorkerPool& pool) {
-  if (!pool.manager.in_forked_child()) return true;
-  set_stook_error("StookError",
-                  "this loader belongs to the process that made it, and this is a forked child of "
-                  "it; make a loader here");
-  return false;
-}
-
-bool check_usable(ResultIterator* self) {
-  if (!check_process(*self->pool)) return false;
-  if (!has_pool(self)) {
-    set_stook_error("StookError",
-                    "this iterator is closed: it was closed, or its loader was closed or iterated "
-                    "again; iterate the loader again");
-    return false;
-  }
-  return true;
-}
-
-// The iterator's scratch for the time of one call; a second thread gets its own.
-class Scratch {
- public:
-  explicit Scratch(ResultIterator* iterator)
-      : iterator_(iterator), taken_(std::exchange(iterator->spare, nullptr)) {
-    if (taken_ == nullptr) taken_ = new TakenOutcome();
-  }
-  ~Scratch() {
-    if (iterator_->spare == nullptr) {
-      iterator_->spare = taken_;
-    } else {
-      delete taken_;
-    }
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  TakenOutcome& operator*() { return *taken_; }
-
- private:
-  ResultIterator* iterator_;
-  TakenOutcome* taken_;
-};
-
-PyObject* iterator_next(PyObject* object) {
-  ResultIterator* self = as_iterator(object);
-  if (self->finished) return nullptr;
-  WorkerPool& pool = *self->pool;
-  Scratch taken(self);
-  bool asked = false;  // for a job from Python
-  bool long_wait = false;
-  unsigned skipped = 0;
-  for (;;) {
-    if (!check_usable(self)) return nullptr;
-    Manager::State state = Manager::State::kPending;
-    bool may_produce = false;
-    bool has_news = false;
-    try {
-      const LockWithGil lock(pool.mutex);
-      if (!has_pool(self)) continue;
-      if (self->plan != nullptr) produce_from_plan(self);
-      state = pool.manager.poll(self->ordered);
-      has_news = pool.manager.take_side_channel_news();
-      may_produce = pool.manager.can_produce() && !self->producing;
-      // With jobs from Python, one is asked for before each element, so that the window stays full.
-      // A source that waits for its next item holds back what is ready: it is the consumer's thread
-      // that asks it, since a source need not stand being asked by another.
-      if (state == Manager::State::kReady &&
-          (self->plan != nullptr || self->jobs_done || !may_produce || asked)) {
-        take(self, *taken);
-        if (self->plan != nullptr) produce_from_plan(self);
-        may_produce = false;
-      }
-    } catch (const shm::Error& error) {
-      self->finished = true;
-      set_python_error(error);
-      pool.close();
-      return nullptr;
-    } catch (const std::bad_alloc&) {
-      return PyErr_NoMemory();
-    }
-    if (has_news) {
-      const OwnedRef done(PyObject_CallMethod(pool.functions.ptr(), "drain_side_channel", nullptr));
-      // What a handler of log records raises must not cost the element that is in hand.
-      if (!done) PyErr_WriteUnraisable(pool.functions.ptr());
-    }
-    if (self->plan == nullptr && !self->jobs_done && may_produce) {
-      if (!produce_from_python(self)) return nullptr;
-      asked = true;
-      continue;  // another thread may have taken what was ready
-    }
-    if (state == Manager::State::kReady) {
-      PyObject* element = deliver(self, *taken);
-      if (element != nullptr || PyErr_Occurred() != nullptr || self->finished) return element;
-      // A pass may have nothing but skipped jobs, for as long as it likes.
-      if (PyErr_CheckSignals() != 0) return nullptr;
-      if (++skipped % kSkipsPerTurn == 0) {
-        const WithoutGil others_turn;
-      }
-      asked = false;
-      long_wait = false;
-      continue;
-    }
-    if (state == Manager::State::kIdle && self->jobs_done) {
-      self->finished = true;
-      // Log records that came with the last elements.
-      const OwnedRef done(PyObject_CallMethod(pool.functions.ptr(), "drain_side_channel", nullptr));
-      if (!done) return nullptr;
-      if (self->source_error != nullptr) {
-        const OwnedRef error(std::exchange(self->source_error, nullptr));
-        raise_exception(error.get());
-      }
-      return nullptr;
-    }
-    // Nothing is under way when another thread asks for a job, or a slot is not free yet: nobody
-    // would ring.
-    if (state == Manager::State::kIdle) long_wait = false;
-    if (!wait(self, long_wait)) return nullptr;
-  }
-}
-
-// ------------------------------------------------------------------ life
 
 // Takes the pool from whoever has it, and gives up what is under way. A thread that waits for an
 // element of the pass before finds it closed.
@@ -382,6 +206,12 @@ PyObject* iterator_next_item(PyObject* object, PyObject*) {
 }
 
 PyMethodDef iterator_methods[] = {
+    {"poll", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(iterator_poll)),
+     METH_FASTCALL,
+     "poll(later, soon): as next(), but does not wait. `later` if there is nothing, and what comes "
+     "makes fileno() readable, unless a next() in another thread hears of it; `soon` if there is "
+     "nothing and nothing would tell."},
+    {"fileno", iterator_fileno, METH_NOARGS, "What to watch after poll()."},
     {"close", iterator_close, METH_NOARGS, "Gives up what is under way."},
     {"counts", iterator_counts, METH_NOARGS,
      "(elements, bytes, moved, copied, errors) delivered so far."},
@@ -394,6 +224,12 @@ PyMethodDef iterator_methods[] = {
     {"restart", iterator_restart, METH_O, "Gives up what is under way and goes on with `jobs`."},
     {"is_finished", iterator_is_finished, METH_NOARGS, "True once next() has ended the pass."},
     {nullptr, nullptr, 0, nullptr},
+};
+
+PyMemberDef iterator_members[] = {
+    {"watchers", T_INT, offsetof(ResultIterator, watchers), 0,
+     "How many wait after poll(): if any, next() calls self._tell_waiters() at its end."},
+    {nullptr, 0, 0, 0, nullptr},
 };
 
 PyTypeObject iterator_type = [] {
@@ -411,6 +247,7 @@ PyTypeObject iterator_type = [] {
   type.tp_iter = PyObject_SelfIter;
   type.tp_iternext = iterator_next;
   type.tp_methods = iterator_methods;
+  type.tp_members = iterator_members;
   return type;
 }();
 

@@ -1,6 +1,6 @@
 // The iterator over results: a Python type of its own, so that `for` calls C++ directly. Jobs out:
-// result_iterator_jobs.cpp; results in: result_iterator_results.cpp; waiting and the type:
-// result_iterator.cpp.
+// result_iterator_jobs.cpp; results in: result_iterator_results.cpp; waiting:
+// result_iterator_next.cpp; the type: result_iterator.cpp.
 //
 // Any thread that has the GIL may call what is declared here; what it blocks on, it blocks on
 // without the GIL.
@@ -68,6 +68,10 @@ struct ResultIterator {
   ErrorLimit* limit;  // none: any number may fail. GIL
   // A thread asks `jobs` for one. GIL.
   bool producing;
+  // poll() found nothing, and the pool's descriptor tells of what comes. GIL.
+  bool armed;
+  // Coroutines that wait for an element: counted by Python, told after each next(). GIL.
+  int watchers;
   // Scratch for one thread at a time, so that an element costs no allocation. GIL.
   TakenOutcome* spare;
 };
@@ -88,6 +92,19 @@ void take(ResultIterator* self, TakenOutcome& taken);
 // The element, or nullptr: with its error set, or without one if the job was skipped. Not under the
 // mutex.
 PyObject* deliver(ResultIterator* self, const TakenOutcome& taken);
+
+inline ResultIterator* as_iterator(PyObject* self) {
+  return reinterpret_cast<ResultIterator*>(self);
+}
+
+// False with an error set: in a forked child; or there, or where has_pool() is false.
+bool check_process(const WorkerPool& pool);
+bool check_usable(ResultIterator* self);
+
+// The methods of the type that give elements: see result_iterator.cpp.
+PyObject* iterator_next(PyObject* object);
+PyObject* iterator_poll(PyObject* object, PyObject* const* arguments, Py_ssize_t count);
+PyObject* iterator_fileno(PyObject* object, PyObject*);
 
 // Gives up what is under way, if this iterator still has the pool.
 void abandon(ResultIterator* self);

@@ -43,7 +43,7 @@ class Elsewhere:
             raise AttributeError(name)
         self._refuse()
 
-    __setattr__ = __iter__ = __next__ = __len__ = __enter__ = __exit__ = _refuse
+    __setattr__ = __iter__ = __next__ = __aiter__ = __len__ = __enter__ = __exit__ = _refuse
 
     def __repr__(self) -> str:
         return f"<a {self.__dict__['_kind']} of another process>"

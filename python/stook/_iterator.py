@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from ._async_iteration import Waiters, take
 from ._elsewhere import StaysHere
 from ._state import Place
+from .options import check_int
 from .stats import LoaderStats
 
 __all__ = ["LoaderIterator"]
@@ -19,6 +21,11 @@ class LoaderIterator(StaysHere):
     It gives elements until the pass is over, and then raises `StopIteration` for ever. An element
     that is an error raises it, and the next `next()` gives the next element. Making another
     iterator of the same loader closes this one.
+
+    An asynchronous iterator, too: `async for` gives the same elements and errors, and while it
+    waits for one the event loop runs what else there is. No thread helps; a task that is cancelled
+    while it waits loses no element, and `next()` and `async for` may take turns. With
+    `num_workers=0` the elements are made in the loop's thread, between its other coroutines.
 
     A context manager that closes it.
 
@@ -37,12 +44,40 @@ class LoaderIterator(StaysHere):
     # `for x in DataLoader(...)` needs.
     _loader: Any = None
     _pass: Any = None
+    _is_handed_over: Any = False  # another iterator says what was delivered: see `prefetch_to`
 
     def __iter__(self) -> LoaderIterator:
         return self
 
     def __next__(self) -> Any:
         raise NotImplementedError
+
+    def __aiter__(self) -> LoaderIterator:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await take(self)
+
+    def _look(self) -> Any:
+        """As `next()`, but gives `ABSENT` or `SOON` rather than wait for others."""
+        return next(self)
+
+    def _descriptor(self) -> int:
+        return -1
+
+    def _longest_wait(self) -> float | None:
+        return None
+
+    # Made when first asked for, by the threads of event loops alone; setdefault is one step.
+    def _waiters(self) -> Waiters:
+        waiters: Waiters = self.__dict__.setdefault("_waiting", Waiters())
+        return waiters
+
+    def _tell_waiters(self) -> None:
+        """Has coroutines look: something was taken, or changed."""
+        waiters = self.__dict__.get("_waiting")
+        if waiters is not None:
+            waiters.tell()
 
     def close(self) -> None:
         """Ends the pass; elements that were not taken are dropped. Closing again does nothing.
@@ -108,6 +143,49 @@ class LoaderIterator(StaysHere):
         """Goes on at a place that was checked."""
         self._loader._continue(self, place)
 
+    def prefetch_to(self, function: Callable[[Any], Any], depth: int = 2) -> LoaderIterator:
+        """Goes on with the elements as `function` returns them, made ahead in a thread.
+
+        For what a transfer to a device needs: while the trainer works on one element, one thread
+        of this process, always the same, takes the next one from this iterator and runs `function`
+        on it. At most `depth` results are there or being made.
+
+        The iterator that is returned takes this one's place: closing it closes both, its
+        `get_state()`, and that of the loader, is that of what the trainer has taken, and what was
+        made ahead of that comes again after `set_state()`, which waits for the element under way.
+        `stats()` counts what was taken ahead. An error, of an element or of `function`, is raised
+        in its place in the order, and the next `next()` goes on.
+
+        Everything that `next()` does is done in that thread: iterables are asked for items there,
+        and with `num_workers=0` elements are made there, whose draws should then come from
+        `stook.rng()`.
+
+        Args:
+          function: Takes an element and returns what the trainer gets.
+          depth: How many results to hold, at least 1.
+
+        Raises:
+          TypeError: `function` cannot be called, or `depth` is not an integer.
+          ValueError: `depth` is less than 1.
+
+        Example:
+          >>> import stook
+          >>> numbers = iter(stook.DataLoader(range(5)))
+          >>> next(numbers), list(numbers.prefetch_to(lambda number: 10 * number))
+          (0, [10, 20, 30, 40])
+        """
+        check_prefetch(function, depth)
+        return self._prefetch_to(function, depth)
+
+    def _prefetch_to(self, function: Callable[[Any], Any], depth: int) -> LoaderIterator:
+        from ._prefetch import PrefetchIterator
+
+        loader = self._loader
+        with loader._lock:
+            iterator = PrefetchIterator(self, function, depth)
+            loader._take_place(self, iterator)
+            return iterator
+
     def delivered(self) -> tuple[int, list[int]]:
         """What was delivered, by the number of a job within the pass.
 
@@ -134,7 +212,7 @@ class LoaderIterator(StaysHere):
         raise NotImplementedError
 
     def __del__(self) -> None:
-        if self._pass is not None:
+        if self._pass is not None and not self._is_handed_over:
             self._pass.leave(self)
 
     def __enter__(self) -> LoaderIterator:
@@ -151,3 +229,10 @@ class LoaderIterator(StaysHere):
     def __repr__(self) -> str:
         stats = self.stats()
         return f"<stook.LoaderIterator: {stats.elements} elements, {stats.errors} errors>"
+
+
+def check_prefetch(function: Any, depth: Any) -> None:
+    """Checks the arguments of `prefetch_to`."""
+    if not callable(function):
+        raise TypeError(f"prefetch_to: function must be callable with an element, got {function!r}")
+    check_int("prefetch_to", "depth", depth, 1)

@@ -35,6 +35,11 @@ class Pass:
         self._left: _Where | None = None
         jobs.follow(self._iterator)
 
+    def hand_over(self, iterator: Any) -> None:
+        """Another iterator says from now on what was delivered: it takes from the first."""
+        self._iterator = weakref.ref(iterator)
+        self.jobs.follow(self._iterator)
+
     def leave(self, iterator: Any) -> None:
         """Takes from an iterator that is about to go what is asked for later."""
         if self._iterator() in (None, iterator):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from . import _core
+from ._async_iteration import ABSENT, SOON, Waiters
 from ._iterator import LoaderIterator
 from ._locks import renew_lock_in_child
 from ._log_channel import LogReceiver
@@ -51,6 +52,21 @@ class ProcessIterator(_core.ResultIterator, LoaderIterator):  # type: ignore[mis
     def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
         self.restart(jobs)
         self._skip = () if isinstance(jobs, _core.IndexPlan) else skip
+        self._tell_waiters()
+
+    def close(self) -> None:
+        _core.ResultIterator.close(self)
+        self._tell_waiters()
+
+    def _look(self) -> Any:
+        return self.poll(ABSENT, SOON)
+
+    def _descriptor(self) -> int:
+        return self.fileno()
+
+    def _waiters(self) -> Waiters:
+        self.watchers = 1  # from now on next() tells
+        return LoaderIterator._waiters(self)
 
     def stats(self) -> LoaderStats:
         elements, size, moved, copied, errors = self.counts()

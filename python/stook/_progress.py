@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from ._async_iteration import take
 from ._iterator import LoaderIterator
 from ._state import Place
 from .stats import LoaderStats
@@ -71,6 +72,21 @@ class ProgressIterator(LoaderIterator):
             self._waited += time.perf_counter() - before
             self._end_bar()
             raise
+        self._show(before)
+        return element
+
+    async def __anext__(self) -> Any:
+        before = time.perf_counter()
+        try:
+            element = await take(self._inner)
+        except BaseException:
+            self._waited += time.perf_counter() - before
+            self._end_bar()
+            raise
+        self._show(before)
+        return element
+
+    def _show(self, before: float) -> None:
         now = time.perf_counter()
         self._waited += now - before
         if self._bar is None:
@@ -79,7 +95,6 @@ class ProgressIterator(LoaderIterator):
         if now >= self._next_figures:
             self._show_figures(now)
         self._bar.update(1)
-        return element
 
     def _show_figures(self, now: float) -> None:
         self._next_figures = now + _SECONDS_BETWEEN_FIGURES
@@ -95,6 +110,14 @@ class ProgressIterator(LoaderIterator):
             self._show_figures(time.perf_counter())
             self._close_bar()
             self._bar = None
+
+    def _prefetch_to(self, function: Callable[[Any], Any], depth: int) -> LoaderIterator:
+        # The bar shows what the trainer takes.
+        self._end_bar()
+        inner = self._inner._prefetch_to(function, depth)
+        iterator = ProgressIterator(inner, self._total, self._bar_class)
+        inner._loader._take_place(self, iterator)
+        return iterator
 
     def close(self) -> None:
         """Closes the bar and the iterator under it."""

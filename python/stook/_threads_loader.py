@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from ._async_iteration import ABSENT, Waiters
 from ._deliveries import CLOSED, Counts, Deliveries
 from ._element_errors import SKIP
 from ._filled_plan import FilledPlan
@@ -72,7 +73,7 @@ class LoaderThreads:
         )
         return ThreadIterator(
             jobs,
-            _Pass(task),
+            _Pass(task, Waiters()),
             self._crew,
             options.num_threads * (options.per_thread_buffer_size + 1),
             ordered,
@@ -120,10 +121,11 @@ class _Pass:
     under `changed`. `dict` keeps the order in which elements came.
     """
 
-    __slots__ = ("changed", "done", "over", "pid", "policy", "run", "task")
+    __slots__ = ("changed", "done", "over", "pid", "policy", "run", "task", "waiters")
 
-    def __init__(self, task: LoaderTask) -> None:
+    def __init__(self, task: LoaderTask, waiters: Waiters) -> None:
         self.task = task
+        self.waiters = waiters
         self.run = task.bind(where="thread")
         self.policy = task.policy
         self.pid = os.getpid()
@@ -171,6 +173,7 @@ def _put(shared: _Pass, number: int, job: _Job, success: bool, value: Any) -> bo
         if not shared.over and not job.given_up and not job.void:
             shared.done[number] = success, value
             shared.changed.notify()
+            shared.waiters.tell()
         return job.given_up
 
 
@@ -212,33 +215,63 @@ class ThreadIterator(LoaderIterator):
         renew_lock_in_child(self)
 
     def __next__(self) -> Any:
-        with self._lock:
-            if self._busy:
-                raise StookError(
-                    "next() was called by a signal handler, or by the source, while this thread"
-                    " waits in next() of the same iterator"
-                )
-            self._busy = True
-            value: Any = None
-            try:
-                while True:
-                    number, success, value = self._next_outcome()
-                    payload = self._jobs_out.pop(number).payload
-                    try:
-                        if not success:
-                            self._deliveries.fail(value, payload)
-                            raise value
-                        value = self._deliveries.take(value, payload)
-                    except TooManyErrors:
-                        self._end()
-                        raise
-                    if value is not SKIP:
-                        return value
-            finally:
-                self._busy = False
-                del self, value  # which a traceback would hold
+        try:
+            with self._lock:
+                return self._take(True)
+        finally:
+            self._shared.waiters.tell()
+            del self  # which a traceback would hold
 
-    def _next_outcome(self) -> tuple[int, bool, Any]:
+    def _look(self) -> Any:
+        if not self._lock.acquire(blocking=False):
+            return ABSENT  # a thread is in next(), and tells at its end
+        try:
+            return self._take(False)
+        finally:
+            self._lock.release()
+            del self
+
+    def _waiters(self) -> Waiters:
+        return self._shared.waiters
+
+    def _tell_waiters(self) -> None:
+        self._shared.waiters.tell()
+
+    def _longest_wait(self) -> float | None:
+        timeout = self._shared.policy.timeout
+        return None if timeout is None else min(LONGEST_SLEEP, timeout)
+
+    def _take(self, may_wait: bool) -> Any:
+        if self._busy:
+            raise StookError(
+                "next() was called by a signal handler, or by the source, while this thread"
+                " waits in next() of the same iterator"
+            )
+        self._busy = True
+        value: Any = None
+        try:
+            while True:
+                outcome = self._next_outcome(may_wait)
+                if outcome is None:
+                    return ABSENT
+                number, success, value = outcome
+                outcome = None
+                payload = self._jobs_out.pop(number).payload
+                try:
+                    if not success:
+                        self._deliveries.fail(value, payload)
+                        raise value
+                    value = self._deliveries.take(value, payload)
+                except TooManyErrors:
+                    self._end()
+                    raise
+                if value is not SKIP:
+                    return value
+        finally:
+            self._busy = False
+            del self, value  # which a traceback would hold
+
+    def _next_outcome(self, may_wait: bool) -> tuple[int, bool, Any] | None:
         shared = self._shared
         if not self._crew.is_of_this_process:
             raise StookError(_FORKED)
@@ -260,6 +293,11 @@ class ThreadIterator(LoaderIterator):
                     shared.over = True
                     error, self._source_error = self._source_error, None
                     raise StopIteration if error is None else error
+                if not may_wait:
+                    # What is late may be the element that is awaited.
+                    if self._give_up_late() is None or self._next_number() is None:
+                        return None
+                    continue
                 if self._draws is None:
                     self._sleep()
                     continue
@@ -303,11 +341,18 @@ class ThreadIterator(LoaderIterator):
 
     def _sleep(self) -> None:
         """Under the pass's lock: waits until there may be something new, and sees what is late."""
+        wake = self._give_up_late()
+        if wake is None:
+            self._shared.changed.wait(LONGEST_SLEEP)
+        elif self._next_number() is None:
+            self._shared.changed.wait(max(0.0, wake - time.monotonic()))
+
+    def _give_up_late(self) -> float | None:
+        """Under the pass's lock: sees what is late; when to look again, `None` for never."""
         shared = self._shared
         timeout = shared.policy.timeout
         if timeout is None:
-            shared.changed.wait(LONGEST_SLEEP)
-            return
+            return None
         now = time.monotonic()
         wake = now + min(LONGEST_SLEEP, timeout)
         for number, job in list(self._jobs_out.items()):
@@ -330,8 +375,7 @@ class ThreadIterator(LoaderIterator):
                 self._void.remove(job)
                 job.given_up = True
                 self._crew.replace_one()
-        if self._next_number() is None:
-            shared.changed.wait(max(0.0, wake - now))
+        return wake
 
     def _give_up(self, number: int, job: _Job, item: int, timeout: float) -> None:
         """Leaves a thread to itself; the rest of the job is another one's, or there is none."""
@@ -401,6 +445,7 @@ class ThreadIterator(LoaderIterator):
                 self._jobs_out.clear()
                 self._void.clear()
                 shared.changed.notify_all()
+                shared.waiters.tell()
 
     def delivered(self) -> tuple[int, list[int]]:
         return ordinals(self._skip, self._lowest, self._ahead)
@@ -429,7 +474,7 @@ class ThreadIterator(LoaderIterator):
                 before.done.clear()
                 self._jobs_out.clear()
                 self._void.clear()
-                self._shared = _Pass(before.task)
+                self._shared = _Pass(before.task, before.waiters)
                 self._jobs = jobs
                 self._filled = jobs if isinstance(jobs, FilledPlan) else None
                 self._source_error = None

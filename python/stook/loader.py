@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ._element_errors import Policy
 from ._elsewhere import StaysHere
-from ._iterator import LoaderIterator
+from ._iterator import LoaderIterator, check_prefetch
 from ._jobs import Dealing, Plan
 from ._loader_parts import (
     check_collate,
@@ -268,6 +268,28 @@ class DataLoader(StaysHere):
                 self._next_place = left.place()
             self._next_epoch = left.next_epoch()
             self._pass = None
+
+    def __aiter__(self) -> LoaderIterator:
+        return iter(self)
+
+    def prefetch_to(self, function: Callable[[Any], Any], depth: int = 2) -> LoaderIterator:
+        """Iterates, with `function` run on each element in a thread, ahead of the trainer.
+
+        `iter(loader).prefetch_to(function, depth)`: see `LoaderIterator.prefetch_to`.
+
+        Example:
+          >>> import numpy as np, stook
+          >>> loader = stook.DataLoader(range(4), np.float32, batch_size=2)
+          >>> [batch.sum() for batch in loader.prefetch_to(np.negative)]
+          [np.float32(-1.0), np.float32(-5.0)]
+        """
+        check_prefetch(function, depth)  # before the pass under way ends
+        return iter(self).prefetch_to(function, depth)
+
+    def _take_place(self, before: LoaderIterator, iterator: LoaderIterator) -> None:
+        """An iterator of this loader goes on with what another one gives."""
+        if self._iterator is not None and self._iterator() is before:
+            self._iterator = weakref.ref(iterator)
 
     # ---- states ----------------------------------------------------------------------------------
 

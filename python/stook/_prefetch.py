@@ -1,0 +1,220 @@
+"""`prefetch_to`: a thread that runs a function on elements ahead of whoever takes them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ._async_iteration import ABSENT, Waiters
+from ._deliveries import CLOSED
+from ._iterator import LoaderIterator
+from ._threads_crew import GRACE_SECONDS, LONGEST_SLEEP, end_if_forked
+from .errors import StookError
+from .stats import LoaderStats
+
+__all__ = ["PrefetchIterator"]
+
+_FORKED = (
+    "this iterator belongs to the process that made it, and this is a forked child of it; make a"
+    " loader here"
+)
+
+# Where a pass stands: what an iterator's delivered() gives, and whether it has ended.
+_Where = tuple[int, list[int], bool]
+
+
+class _Work:
+    """What the thread and its consumer share. The thread holds this, and not the iterator.
+
+    `changed` guards what is below it. The thread alone appends to `ready`; the consumer takes from
+    it, and clears it while the thread is parked.
+    """
+
+    def __init__(self, inner: LoaderIterator, function: Callable[[Any], Any], depth: int) -> None:
+        self.inner = inner
+        self.function = function
+        self.depth = depth
+        self.pid = os.getpid()
+        self.waiters = Waiters()
+        # On a reentrant lock: a finalizer may close the iterator in the middle of it.
+        self.changed = threading.Condition()
+        self.ready: deque[tuple[bool, Any, _Where]] = deque()
+        self.thread: threading.Thread | None = None
+        self.is_parked = True  # neither in the iterator under it nor in the function
+        self.pauses = 0
+        self.over = False  # closed or dropped
+
+    def run(self) -> None:
+        """In the thread: until the pass ends, or nobody wants more."""
+        while self._begin():
+            success, value = self._make()
+            end_if_forked(self.pid, None if success else value)
+            inner = self.inner
+            where = (*inner.delivered(), inner._has_ended())
+            ended = not success and type(value) is StopIteration
+            with self.changed:
+                self.is_parked = True
+                if ended:
+                    self.thread = None
+                if not self.over:
+                    self.ready.append((success, value, where))
+                del value
+                self.changed.notify_all()
+                self.waiters.tell()
+            if ended:
+                return
+
+    def _begin(self) -> bool:
+        """Waits until another result is wanted; `False`: none will be."""
+        with self.changed:
+            while not self.over and (self.pauses or len(self.ready) >= self.depth):
+                self.changed.wait()
+            if self.over:
+                self.thread = None
+                return False
+            self.is_parked = False
+            return True
+
+    def _make(self) -> tuple[bool, Any]:
+        try:
+            element = next(self.inner)
+        except BaseException as error:  # StopIteration: its end
+            return False, error
+        try:
+            return True, self.function(element)
+        except (StopIteration, StopAsyncIteration, KeyboardInterrupt) as error:
+            # Raised in a loop they would end it without a word, or look like Ctrl-C.
+            wrapped = RuntimeError(f"prefetch_to: the function raised {type(error).__name__}")
+            wrapped.__cause__ = error
+            return False, wrapped
+        except BaseException as error:
+            return False, error
+
+    def end(self) -> None:
+        """Ends the thread, after what it does now, and the iterator under it. Any thread."""
+        if os.getpid() != self.pid:
+            return
+        with self.changed:
+            self.over = True
+            thread = self.thread
+            self.ready.clear()
+            self.changed.notify_all()
+            self.waiters.tell()
+        self.inner.close()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(GRACE_SECONDS)
+
+
+class PrefetchIterator(LoaderIterator):
+    """A pass whose elements another iterator gives, after a function was run on them."""
+
+    def __init__(self, inner: LoaderIterator, function: Callable[[Any], Any], depth: int) -> None:
+        work = self._work = _Work(inner, function, depth)
+        self._where: _Where = (*inner.delivered(), inner._has_ended())
+        self._loader = inner._loader
+        self._pass = inner._pass
+        self._pass.hand_over(self)
+        inner._is_handed_over = True
+        # Not __del__: also when the interpreter exits.
+        self._end = weakref.finalize(self, work.end)
+
+    def __next__(self) -> Any:
+        try:
+            return self._give(self._await())
+        finally:
+            self._work.waiters.tell()
+            del self  # which a traceback would hold
+
+    def _await(self) -> tuple[bool, Any]:
+        self._check_process()
+        work = self._work
+        with work.changed:
+            while True:
+                found = self._take()
+                if found is not None:
+                    return found
+                work.changed.wait(LONGEST_SLEEP)
+
+    def _look(self) -> Any:
+        self._check_process()
+        with self._work.changed:
+            if not self._work.ready and self._take() is None:
+                return ABSENT
+            return self._give(self._await())
+
+    def _give(self, found: tuple[bool, Any]) -> Any:
+        success, value = found
+        if success:
+            return value
+        try:
+            raise value
+        finally:
+            del self, found, value  # which the traceback would hold
+
+    def _take(self) -> tuple[bool, Any] | None:
+        """Under the lock: what is ready, or `None`; starts the thread if there is none."""
+        work = self._work
+        if work.ready:
+            success, value, self._where = work.ready.popleft()
+            work.changed.notify_all()
+            return success, value
+        if self._where[2]:
+            return False, StopIteration()
+        if work.over:
+            raise StookError(CLOSED)
+        if work.thread is None:
+            self._start()
+        return None
+
+    def _start(self) -> None:
+        work = self._work
+        thread = threading.Thread(target=work.run, name="stook-prefetch", daemon=True)
+        thread.start()
+        work.thread = thread
+
+    def _check_process(self) -> None:
+        # Before a lock is taken: in the child, the thread may hold it, and is not there.
+        if os.getpid() != self._work.pid:
+            raise StookError(_FORKED)
+
+    def close(self) -> None:
+        """Ends the pass and the thread; waits a moment for what it does now."""
+        self._end()
+
+    def stats(self) -> LoaderStats:
+        """The counts of the iterator under it: of what was taken ahead, too."""
+        return self._work.inner.stats()
+
+    def delivered(self) -> tuple[int, list[int]]:
+        return self._where[:2]
+
+    def _has_ended(self) -> bool:
+        return self._where[2]
+
+    def _waiters(self) -> Waiters:
+        return self._work.waiters
+
+    def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
+        self._check_process()
+        work = self._work
+        if work.thread is threading.current_thread():
+            raise StookError("set_state() was called by the function that prefetch_to() runs")
+        with work.changed:
+            work.pauses += 1
+            try:
+                while not work.is_parked:
+                    work.changed.wait(LONGEST_SLEEP)
+                if work.over:
+                    raise StookError(CLOSED)
+                inner = work.inner
+                inner._restart(jobs, skip)
+                work.ready.clear()
+                self._where = (*inner.delivered(), inner._has_ended())
+            finally:
+                work.pauses -= 1
+                work.changed.notify_all()
+                work.waiters.tell()
