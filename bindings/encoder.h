@@ -89,6 +89,7 @@ class Encoder {
   std::uint32_t moved() const { return moved_; }
   std::uint32_t copied() const { return copied_; }
   std::uint64_t requested_bytes() const { return requested_bytes_; }
+  std::uint64_t min_shared_bytes() const { return min_shared_bytes_; }
   // Segments whose names are at the payload's end: the other side is to unlink them.
   std::uint32_t transferred() const { return static_cast<std::uint32_t>(sent_.transferred.size()); }
   // What is to be kept until the element was published, and finished then.

@@ -30,4 +30,5 @@ PYBIND11_MODULE(_core, module) {
   stook::bindings::register_task_queue(module);
   stook::bindings::register_worker_process(module);
   stook::bindings::register_begin_item(module);
+  stook::bindings::register_profile(module);
 }

@@ -11,6 +11,7 @@ void register_errors(pybind11::module_& module);
 void register_index_plan(pybind11::module_& module);
 void register_jpeg(pybind11::module_& module);
 void register_lease(pybind11::module_& module);
+void register_profile(pybind11::module_& module);
 void register_reclaimer(pybind11::module_& module);
 void register_result_iterator(pybind11::module_& module);
 void register_segment_object(pybind11::module_& module);

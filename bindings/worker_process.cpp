@@ -20,6 +20,7 @@
 #include "bindings/held_segments.h"
 #include "bindings/job_kinds.h"
 #include "bindings/numpy_allocator.h"
+#include "bindings/profile.h"
 #include "bindings/python_api.h"
 #include "bindings/register.h"
 #include "workers/fork_server.h"
@@ -109,8 +110,10 @@ void publish_error(workers::Worker& worker, std::uint64_t job, workers::ResultKi
 class PythonRunner : public workers::JobRunner {
  public:
   PythonRunner(workers::Worker& worker, const WorkerFunctions& functions, PyObject* task,
-               std::uint64_t min_shared_bytes, std::uint64_t most_jobs)
+               std::uint64_t min_shared_bytes, std::uint64_t most_jobs,
+               workers::ProfileCell* profile)
       : functions_(functions),
+        profile_(profile),
         task_(task),
         most_jobs_(most_jobs),
         function_table_(functions.load_function),
@@ -157,14 +160,21 @@ class PythonRunner : public workers::JobRunner {
                              encode_exception(functions_));
       }
     }
+    std::uint64_t begun = profile_ != nullptr ? workers::monotonic_nanoseconds() : 0;
     switch (encoder_.encode(result.get(), true)) {
-      case EncodeResult::kDone:
+      case EncodeResult::kDone: {
+        if (profile_ != nullptr) {
+          begun = note_encoded(*profile_, job, begun, encoder_, result.get(), blocks_);
+        }
         encoder_.let_go_of(result);
         if (worker.in_forked_child()) end_forked_child(functions_, std::move(result));
-        if (publish(job, remarks, worker)) return;
+        const bool published = publish(job, remarks, worker);
+        if (profile_ != nullptr) note_handed_over(*profile_, job, begun);
+        if (published) return;
         for (const workers::BlockRef& block : encoder_.made_blocks()) blocks_.discard(block);
         set_exhausted(encoder_.payload().size(), worker);
         break;
+      }
       case EncodeResult::kNoRoom:
         set_exhausted(encoder_.requested_bytes(), worker);
         break;
@@ -394,6 +404,7 @@ class PythonRunner : public workers::JobRunner {
   }
 
   const WorkerFunctions& functions_;
+  workers::ProfileCell* profile_;  // nullptr without profiling
   PyObject* task_;
   std::uint64_t most_jobs_;  // 0: no end
   std::uint64_t jobs_run_ = 0;
@@ -438,7 +449,10 @@ class PythonHost : public workers::ForkHost {
       }
       install_numpy_allocator(worker->arena(), min_shared_bytes_);
       tell_items_to(*worker);
-      auto* runner = new PythonRunner(*worker, functions_, task, min_shared_bytes_, most_jobs_);
+      const WorkerProfile profile = choose_worker_profile(index);
+      if (profile.cell != nullptr) worker->set_profile(*profile.cell, profile.window);
+      auto* runner =
+          new PythonRunner(*worker, functions_, task, min_shared_bytes_, most_jobs_, profile.cell);
       worker->run(*runner);
     } catch (const py::error_already_set& error) {
       std::fprintf(stderr, "stook: worker %u: %s\n", index, error.what());

@@ -123,13 +123,32 @@ std::uint64_t Worker::wait_for_job(JobRunner& runner) {
     }
     job = claim(lack);
     if (!job) {
+      if (profile_ != nullptr) profile_->begin_wait(what_is_lacking(lack));
       sleep_until_rung(pause);
+      if (profile_ != nullptr) profile_->end_wait();
       job = claim(lack);
     }
     shm::wake_up(cell.sleep);
   }
   runner.after_sleep();
   return *job;
+}
+
+void Worker::set_profile(ProfileCell& cell, std::uint64_t window) noexcept {
+  profile_ = &cell;
+  profile_window_ = window;
+  cell.begin_worker();
+}
+
+ProfileWait Worker::what_is_lacking(Lack lack) const noexcept {
+  if (lack == Lack::kMemory) return ProfileWait::kMemory;
+  const ControlHeader& header = control_.header();
+  const std::uint64_t delivered = header.delivered.load(std::memory_order_relaxed);
+  const std::uint64_t produced = header.jobs.produced.load(std::memory_order_relaxed);
+  // Where jobs come from Python, the one in place of an element is dealt at the next element.
+  if (produced - delivered + 1 < profile_window_) return ProfileWait::kJob;
+  const bool parent_sleeps = header.parent.reason.load(std::memory_order_relaxed) != 0;
+  return parent_sleeps ? ProfileWait::kOrder : ProfileWait::kConsumer;
 }
 
 void Worker::sleep_until_rung(int& pause) {

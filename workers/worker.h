@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "shm/ring.h"
+#include "workers/profile.h"
 #include "workers/protocol.h"
 #include "workers/worker_arena.h"
 
@@ -101,6 +102,10 @@ class Worker {
     control_.cell(birth_.index).progress.store(retired_or_dismissed, std::memory_order_relaxed);
   }
 
+  // Notes there what this worker waits for, from now on; `window`: jobs that may be under way. The
+  // cell must live as long as this.
+  void set_profile(ProfileCell& cell, std::uint64_t window) noexcept;
+
   WorkerArena& arena() noexcept { return *arena_; }
   // True in a process that user code forked off this worker: it must not touch anything shared.
   bool in_forked_child() const noexcept { return arena_->in_forked_child(); }
@@ -123,6 +128,7 @@ class Worker {
   // memory back, and sets how long it sleeps before the next look; -1: for ever. Without a look at
   // the clock: a ring or a signal begins the pause anew.
   void sleep_until_rung(int& pause);
+  ProfileWait what_is_lacking(Lack lack) const noexcept;
   void publish_memory();
   void tell_item(std::uint64_t item) noexcept;
   void take_payload(std::uint64_t number, Job& job);
@@ -143,6 +149,8 @@ class Worker {
   std::optional<shm::RingWriter<ResultSlot>> results_;
   std::uint64_t handed_bytes_ = 0;
   std::vector<std::byte> payload_;  // copy of the current job's inline payload
+  ProfileCell* profile_ = nullptr;
+  std::uint64_t profile_window_ = 0;
 };
 
 // The arena of worker `index`, as `control` describes it.

@@ -39,6 +39,7 @@ from .executor import ProcessPoolExecutor
 from .loader import DataLoader
 from .options import MultiprocessingOptions, MultithreadingOptions
 from .pool import Pool
+from .profile import CopyProfile, LoaderProfile, StageProfile
 from .pure import PureAsyncFunction, PureFunction, pure
 from .recommend import Recommendation, recommend
 from .sampler import WeightedSampler
@@ -60,11 +61,13 @@ from .worker_info import WorkerInfo, worker_info
 
 __all__ = [
     "SKIP",
+    "CopyProfile",
     "DataLoader",
     "DecodeError",
     "ElementError",
     "ElementTimeout",
     "LoaderIterator",
+    "LoaderProfile",
     "LoaderStats",
     "MultiprocessingOptions",
     "MultithreadingOptions",
@@ -78,6 +81,7 @@ __all__ = [
     "SharedMemoryArray",
     "SharedMemoryArrayMetadata",
     "SharedMemoryExhausted",
+    "StageProfile",
     "StookError",
     "SubprocessIterable",
     "SubprocessIterator",

@@ -199,6 +199,42 @@ class WorkerPool(metaclass=_Pybind11Type):
 
 def memory_left() -> int: ...
 
+# ---- bindings/profile.cpp
+
+@final
+class Profile:
+    """Memory of figures; this process writes one cell of it."""
+
+    def __new__(cls, fd: int, cells: int, window: int, cell: int) -> Profile: ...
+    @staticmethod
+    def size(cells: int, /) -> int: ...
+    def serve_workers(self) -> None: ...
+    # pid, started, waits_for, waits_since; (count, nanoseconds) of waits; (calls, nanoseconds,
+    # bytes) of stages; (leaves, bytes, references, path, type) of reasons
+    def read(
+        self, cell: int, /
+    ) -> tuple[
+        int,
+        int,
+        int,
+        int,
+        list[tuple[int, int]],
+        list[tuple[int, int, int]],
+        list[tuple[int, int, int, str, str]],
+    ]: ...
+    # (code, thread, begin, nanoseconds, epoch, position)
+    def events(self, cell: int, /) -> list[tuple[int, int, int, int, int, int]]: ...
+    # cell, stage, begin, end
+    def record(self, *arguments: int) -> None: ...
+
+@disjoint_base
+class Stage:
+    """Calls a function, or takes items, and notes the time."""
+
+    def __new__(cls, profile: Profile, stage: int, function: Any, calls: int = 1) -> Self: ...
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+
 # ---- bindings/result_iterator.cpp
 
 @disjoint_base

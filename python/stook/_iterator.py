@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from ._async_iteration import Waiters, take
 from ._elsewhere import StaysHere
+from ._profiled import not_profiled
 from ._state import Place
 from .options import check_int
+from .profile import LoaderProfile
 from .stats import LoaderStats
 
 __all__ = ["LoaderIterator"]
@@ -185,6 +188,14 @@ class LoaderIterator(StaysHere):
             iterator = PrefetchIterator(self, function, depth)
             loader._take_place(self, iterator)
             return iterator
+
+    def profile(self, trace: str | os.PathLike[str] | None = None) -> LoaderProfile:
+        """Where the time of this pass went, up to now or to its end; see `DataLoader.profile`.
+
+        Raises:
+          StookError: The loader's options do not say `enable_profiling=True`.
+        """
+        raise not_profiled()
 
     def delivered(self) -> tuple[int, list[int]]:
         """What was delivered, by the number of a job within the pass.

@@ -272,6 +272,14 @@ def _workers_of(options: MultiprocessingOptions | MultithreadingOptions) -> int:
 
 def start_pool(task: LoaderTask, options: MultiprocessingOptions | MultithreadingOptions) -> Any:
     """Worker processes, threads, or this process and thread."""
+    if options.enable_profiling:
+        from . import _profile
+
+        return _profile.start(task, options, _start_plain)
+    return _start_plain(task, options)
+
+
+def _start_plain(task: LoaderTask, options: MultiprocessingOptions | MultithreadingOptions) -> Any:
     if isinstance(options, MultithreadingOptions):
         if options.num_threads > 0:
             from . import _threads_loader

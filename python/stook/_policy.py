@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from . import _core, _random
 from ._element_errors import SKIP, Report
-from .collate import Assembler
 from .errors import ElementError, ElementTimeout, WorkerDied, death_detail, for_consumer
 from .worker_info import _state
 
@@ -229,6 +228,7 @@ def _bind_single(items: _Items) -> BoundTask:
 def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
     batch_size = task.batch_size or 1
     collate = task.collate
+    assembler = task.assembler
     fill = items.policy.fill
     drop_remainder = items.policy.drop_remainder
     majority = items.policy.on_error == "skip"
@@ -247,9 +247,9 @@ def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
         if collate is not None:
             rows = _Listed()
         elif majority:
-            rows = _Grouped(batch_size)
+            rows = _Grouped(batch_size, assembler)
         else:
-            rows = _Assembled(batch_size)
+            rows = _Assembled(batch_size, assembler)
         failed = 0
         number = 0
         while number < planned or (
@@ -333,9 +333,9 @@ class _Listed(_Rows):
 class _Assembled(_Rows):
     """Each item must be like the first."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, assembler: Any) -> None:
         self._indices: list[int] = []
-        self._batch = Assembler(self._indices, capacity)
+        self._batch = assembler(self._indices, capacity)
 
     def add(self, number: int, index: int, value: Any) -> None:
         if number == len(self._indices):
@@ -355,11 +355,12 @@ class _Grouped(_Rows):
     So it does not matter whether the one item that is unlike the others comes first.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, assembler: Any) -> None:
         self._capacity = capacity
+        self._assembler = assembler
         self._indices: list[int] = []
         self._unfit = 0
-        self._groups = [Assembler(self._indices, capacity)]
+        self._groups = [assembler(self._indices, capacity)]
 
     def add(self, number: int, index: int, value: Any) -> None:
         self._indices.append(index)
@@ -372,7 +373,7 @@ class _Grouped(_Rows):
                 group.add(SKIP)
         if taken:
             return
-        group = Assembler(self._indices, self._capacity)
+        group = self._assembler(self._indices, self._capacity)
         for _ in range(number):
             group.add(SKIP)
         try:

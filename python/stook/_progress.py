@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 from ._async_iteration import take
 from ._iterator import LoaderIterator
 from ._state import Place
+from .profile import LoaderProfile
 from .stats import LoaderStats
 
 __all__ = ["ProgressIterator", "import_tqdm"]
@@ -148,6 +150,10 @@ class ProgressIterator(LoaderIterator):
     def next_item(self) -> tuple[int, int, int]:
         """That of the iterator under it."""
         return self._inner.next_item()
+
+    def profile(self, trace: str | os.PathLike[str] | None = None) -> LoaderProfile:
+        """That of the iterator under it."""
+        return self._inner.profile(trace)
 
     def stats(self) -> LoaderStats:
         """The numbers of the iterator under it."""

@@ -36,6 +36,8 @@ class LoaderTask:
       collate: Makes an element of the list of a batch's items, or `None` for `collate.Assembler`.
       seed: What the random draws of user code depend on, or `None` to leave the generators alone.
       policy: What is done about items that fail.
+      profile: Where figures are kept, or `None`: nothing is timed.
+      assembler: What makes a batch where `collate` is `None`.
 
     A payload is an index, or with `batch_size` a tuple of indices; without a source it is an item,
     or with `batch_size` a list of items. A last batch may be shorter.
@@ -45,7 +47,9 @@ class LoaderTask:
     says otherwise. What it returns is an element, `SKIP`, or a `Report` with either.
     """
 
-    __slots__ = ("batch_size", "collate", "policy", "seed", "source", "transforms")
+    __slots__ = ("batch_size", "collate", "policy", "profile", "seed", "source", "transforms")
+
+    assembler: Any = Assembler
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class LoaderTask:
         self.collate = collate
         self.seed = seed
         self.policy = policy
+        self.profile: Any = None
 
     def __call__(self, epoch: int, position: int, payload: Any) -> Any:
         """Makes one element. For more than a few, call what `bind()` returns."""
@@ -80,6 +85,10 @@ class LoaderTask:
 
         User code may call `stook.rng()` in any of them.
         """
+        if self.profile is not None:
+            from . import _profile_task
+
+            return _profile_task.bind(self, where)
         seed = self.seed
         if seed is None or where == "thread":
             begin, put_back = _random.announcer(seed), _random.put_back
@@ -143,6 +152,7 @@ class LoaderTask:
         indexed = self.source is not None
         batch_size = self.batch_size or 1
         collate = self.collate
+        assembler = self.assembler
         state = _state
         # Where a source gives the items of a batch at once, as torch's datasets may.
         get_all = getattr(self.source, "__getitems__", None) if indexed else None
@@ -155,7 +165,7 @@ class LoaderTask:
             count = len(payload)
             start = position * batch_size
             indices: Sequence[int] = payload if indexed else range(start, start + count)
-            batch = Assembler(indices) if collate is None else _Gathered()
+            batch = assembler(indices) if collate is None else _Gathered()
             item: int | None = None
             try:
                 if get_all is not None:

@@ -28,6 +28,7 @@ from ._loader_parts import (
 )
 from ._locks import renew_lock_in_child
 from ._pass import Pass
+from ._profiled import Profiled
 from ._progress import ProgressIterator, import_tqdm
 from ._state import Place, place_of_state, state_of_place
 from ._task import LoaderTask
@@ -41,7 +42,7 @@ _OWNER = "DataLoader"
 _IN_THIS_THREAD = MultiprocessingOptions()
 
 
-class DataLoader(StaysHere):
+class DataLoader(Profiled, StaysHere):
     """Elements of a source, made by user code in worker processes or in this one.
 
     Iterating gives the elements of one pass (`num_epochs` epochs). Iterating again gives the next

@@ -92,12 +92,14 @@ class MultiprocessingOptions:
     """What a loader needs to know about its worker processes.
 
     The fields are checked when the object is made, and it cannot be changed afterwards;
-    `dataclasses.replace` gives a changed copy. The first two may be given by position.
+    `dataclasses.replace` gives a changed copy. The first three may be given by position.
 
     Attributes:
       num_workers: Worker processes, 0 to 1024. With 0 everything runs in this process, with the
         same elements, order, random draws and errors.
       per_worker_buffer_size: Finished elements that may wait for the consumer, per worker.
+      enable_profiling: Measure where the time goes, and print it at the end of each pass of a
+        `DataLoader`; see `DataLoader.profile`. Pools do not look at it.
       start_method: Workers are forked from a server process, which is `"forkserver"` (and
         `"spawn"`, which means the same): a fresh interpreter; or `"fork"`: a fork of this process,
         which inherits everything and starts faster.
@@ -135,6 +137,7 @@ class MultiprocessingOptions:
 
     num_workers: int = 0
     per_worker_buffer_size: int = 1
+    enable_profiling: bool = False
     start_method: str = field(default="forkserver", kw_only=True)
     memory_limit: int | None = field(default=None, kw_only=True)
     min_shared_bytes: int = field(default=4096, kw_only=True)
@@ -147,6 +150,8 @@ class MultiprocessingOptions:
     def __post_init__(self) -> None:
         self._int("num_workers", 0, _MAX_WORKERS)
         self._int("per_worker_buffer_size", 1, _MAX_BUFFER)
+        profiling = check_bool("MultiprocessingOptions", "enable_profiling", self.enable_profiling)
+        object.__setattr__(self, "enable_profiling", profiling)
         _check_choice("start_method", self.start_method, _START_METHODS)
         if self.memory_limit is not None:
             self._int("memory_limit", 1)
@@ -190,6 +195,7 @@ class MultithreadingOptions:
       per_thread_buffer_size: Finished elements that may wait for the consumer, per thread.
       timeout: Seconds that one item may take; then its error is `ElementTimeout`. The thread goes
         on, since it cannot be ended, and another one takes its place. `None`: no limit.
+      enable_profiling: As for `MultiprocessingOptions`.
 
     Raises:
       TypeError: A field is of the wrong type; booleans do not count as integers.
@@ -207,6 +213,7 @@ class MultithreadingOptions:
     num_threads: int
     per_thread_buffer_size: int = 1
     timeout: float | None = field(default=None, kw_only=True)
+    enable_profiling: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         owner = "MultithreadingOptions"
@@ -217,3 +224,5 @@ class MultithreadingOptions:
             number = check_int(owner, name, getattr(self, name), lowest, highest)
             object.__setattr__(self, name, number)
         object.__setattr__(self, "timeout", check_seconds(owner, "timeout", self.timeout))
+        profiling = check_bool(owner, "enable_profiling", self.enable_profiling)
+        object.__setattr__(self, "enable_profiling", profiling)

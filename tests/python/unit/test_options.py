@@ -26,6 +26,7 @@ def test_defaults() -> None:
     assert dataclasses.asdict(MultiprocessingOptions()) == {
         "num_workers": 0,
         "per_worker_buffer_size": 1,
+        "enable_profiling": False,
         "start_method": "forkserver",
         "memory_limit": None,
         "min_shared_bytes": 4096,
@@ -53,12 +54,24 @@ def test_timeout_is_a_positive_number_of_seconds(kind: Any) -> None:
             kind(timeout=wrong)
 
 
-def test_only_the_first_two_are_positional() -> None:
-    options = MultiprocessingOptions(3, 8)
+def test_only_the_first_three_are_positional() -> None:
+    options = MultiprocessingOptions(3, 8, True)
     assert (options.num_workers, options.per_worker_buffer_size) == (3, 8)
+    assert options.enable_profiling is True
     kinds = [p.kind for p in inspect.signature(MultiprocessingOptions).parameters.values()]
-    assert kinds[:2] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 2
-    assert set(kinds[2:]) == {inspect.Parameter.KEYWORD_ONLY}
+    assert kinds[:3] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 3
+    assert set(kinds[3:]) == {inspect.Parameter.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize(
+    "kind", [MultiprocessingOptions, functools.partial(MultithreadingOptions, 1)]
+)
+def test_profiling_is_on_or_off(kind: Any) -> None:
+    assert kind().enable_profiling is False
+    assert kind(enable_profiling=np.True_).enable_profiling is True
+    for wrong in (1, "yes", None):
+        with pytest.raises(TypeError, match=r"enable_profiling must be True or False"):
+            kind(enable_profiling=wrong)
 
 
 def test_cannot_be_changed() -> None:

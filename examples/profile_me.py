@@ -1,0 +1,66 @@
+"""Finds what makes a loader slow: the profile says so, one change follows, and says so again.
+
+    python examples/profile_me.py [trace.json]
+
+The first loader keeps each image in a cache, which costs a copy of it; and it normalises in a
+loop. The second one does neither.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+import stook
+
+SIDE = 96
+CACHE: dict[int, np.ndarray] = {}
+
+
+def load(index: int) -> np.ndarray:
+    """An image, made up."""
+    return np.random.default_rng(index).random((SIDE, SIDE, 3), np.float32)
+
+
+def cached(image: np.ndarray) -> np.ndarray:
+    """Keeps it, so that the worker and the trainer would have the same memory."""
+    CACHE[0] = image
+    return image
+
+
+def normalise_slowly(image: np.ndarray) -> dict[str, np.ndarray]:
+    for row in image:
+        for pixel in row:
+            pixel -= 0.5
+    return {"image": image}
+
+
+def normalise(image: np.ndarray) -> dict[str, np.ndarray]:
+    image -= 0.5
+    return {"image": image}
+
+
+def profile_of(transform: Any, trace: str | None = None) -> stook.LoaderProfile:
+    """One pass; its table goes to standard error."""
+    options = stook.MultiprocessingOptions(2, enable_profiling=True)
+    with stook.DataLoader(range(64), transform, options=options) as loader:
+        for batch in loader:
+            batch["image"].mean()
+        return loader.profile(trace)
+
+
+def main() -> None:
+    trace = sys.argv[1] if len(sys.argv) > 1 else None
+    slow = profile_of([load, cached, normalise_slowly], trace)
+    longest = max(slow.stages, key=lambda stage: stage.seconds)
+    print(f"slow: {longest.name} takes longest; {slow.copied} arrays are copied:")
+    for copy in slow.copies:
+        print(f"  {copy.leaves} x {copy.path}: {copy.reason}")
+    fast = profile_of([load, normalise])
+    print(f"then: {fast.copied} arrays are copied, {fast.moved} are moved")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""`enable_profiling`: a pool whose passes are measured, and the iterators that it gives.
+
+Without it nothing of this is imported, and nothing is asked for each element.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ._async_iteration import Waiters, take
+from ._iterator import LoaderIterator
+from ._profile_figures import profile_between
+from ._profile_memory import CONSUMER, SOURCE, Recorder, Snapshot
+from ._profile_task import stage_names
+from ._profile_trace import write_trace
+from ._task import LoaderTask
+from .options import MultiprocessingOptions, MultithreadingOptions
+from .profile import LoaderProfile
+from .stats import LoaderStats
+
+__all__ = ["ProfiledIterator", "ProfiledPool", "start"]
+
+
+def start(
+    task: LoaderTask,
+    options: MultiprocessingOptions | MultithreadingOptions,
+    start_plain: Callable[[LoaderTask, Any], Any],
+) -> ProfiledPool:
+    """As `_loader_parts.start_pool`, which is `start_plain`."""
+    if isinstance(options, MultithreadingOptions):
+        kind = "threads" if options.num_threads > 0 else "inline"
+        recorder = Recorder(1, 0, here=True)
+        workers = max(1, options.num_threads)
+    elif options.num_workers == 0:
+        kind, recorder, workers = "inline", Recorder(1, 0, here=True), 1
+    else:
+        kind, workers = "processes", options.num_workers
+        window = workers * (options.per_worker_buffer_size + 1)  # as the manager counts it
+        recorder = Recorder(workers, window, here=False)
+    task.profile = recorder
+    return ProfiledPool(start_plain(task, options), task, recorder, kind, workers, options)
+
+
+class ProfiledPool:
+    """Another pool, with the figures of its passes."""
+
+    def __init__(
+        self,
+        inner: Any,
+        task: LoaderTask,
+        recorder: Recorder,
+        kind: str,
+        workers: int,
+        options: MultiprocessingOptions | MultithreadingOptions,
+    ) -> None:
+        self._inner = inner
+        self._task = task
+        self.recorder = recorder
+        self.kind = kind
+        self.workers = workers
+        self.min_shared_bytes = getattr(options, "min_shared_bytes", 0)
+        self._last: PassFigures | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_inner":  # not made
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def update(self, task: LoaderTask) -> None:
+        task.profile = self.recorder
+        self._task = task
+        self._inner.update(task)
+
+    def iterate(self, jobs: Iterator[Any], **arguments: Any) -> ProfiledIterator:
+        figures = PassFigures(self, self._task)
+        inner = self._inner.iterate(figures.timed(jobs), **arguments)
+        self._last = figures
+        return ProfiledIterator(inner, figures)
+
+    def profile(self, trace: Any = None) -> LoaderProfile:
+        """Of the last pass; before the first one everything is 0."""
+        if self._last is None:
+            return PassFigures(self, self._task).profile(trace)
+        return self._last.profile(trace)
+
+    def stats(self) -> LoaderStats:
+        stats: LoaderStats = self._inner.stats()
+        return stats
+
+    def close(self) -> None:
+        if self._last is not None:
+            self._last.finish()
+        self._inner.close()
+
+
+class PassFigures:
+    """What is known of one pass; it outlives the iterator."""
+
+    def __init__(self, pool: ProfiledPool, task: LoaderTask) -> None:
+        self._recorder = pool.recorder
+        self._kind = pool.kind
+        self._workers = pool.workers
+        self._min_shared_bytes = pool.min_shared_bytes
+        self._names = stage_names(task)
+        self._source_in_parent = task.source is None
+        self._begin = self._recorder.snapshot()
+        self._end: Snapshot | None = None
+        self._stats = LoaderStats()
+        self._inner: weakref.ref[LoaderIterator] | None = None
+
+    def follow(self, inner: LoaderIterator) -> None:
+        self._inner = weakref.ref(inner)
+
+    def timed(self, jobs: Iterator[Any]) -> Iterator[Any]:
+        """The same jobs; where they come of an iterable of the user's, that is a stage."""
+        return _TimedJobs(jobs, self.record) if self._source_in_parent else jobs
+
+    def record(self, stage: int, begin: int) -> None:
+        """Counts what the consumer's thread did since `begin`."""
+        recorder = self._recorder
+        recorder.core.record(recorder.workers, stage, begin, time.perf_counter_ns())
+
+    def finish(self) -> bool:
+        """The pass is over; False if it was so before."""
+        if self._end is not None:
+            return False
+        self._stats = self._stats_now()
+        self._end = self._recorder.snapshot()
+        return True
+
+    def go_on(self) -> None:
+        """The pass goes on after all."""
+        self._end = None
+
+    def _stats_now(self) -> LoaderStats:
+        inner = None if self._inner is None else self._inner()
+        return self._stats if inner is None else inner.stats()
+
+    def profile(self, trace: Any = None) -> LoaderProfile:
+        end = self._end or self._recorder.snapshot()
+        stats = self._stats if self._end is not None else self._stats_now()
+        if trace is not None:
+            write_trace(trace, self._recorder, self._names, self._begin.time, end.time)
+        return profile_between(
+            self._begin,
+            end,
+            stats,
+            kind=self._kind,
+            workers=self._workers,
+            names=self._names,
+            min_shared_bytes=self._min_shared_bytes,
+            source_in_parent=self._source_in_parent,
+        )
+
+
+class _TimedJobs:
+    """An iterator of jobs that notes how long each took."""
+
+    def __init__(self, jobs: Iterator[Any], record: Callable[[int, int], None]) -> None:
+        self._jobs = jobs
+        self._record = record
+
+    def __iter__(self) -> _TimedJobs:
+        return self
+
+    def __next__(self) -> Any:
+        begin = time.perf_counter_ns()
+        try:
+            return next(self._jobs)
+        finally:
+            self._record(SOURCE, begin)
+
+
+class ProfiledIterator(LoaderIterator):
+    """An iterator that measures how long its consumer waits for another one's elements.
+
+    At the end of the pass it prints the profile to standard error.
+    """
+
+    def __init__(self, inner: LoaderIterator, figures: PassFigures) -> None:
+        self._inner = inner
+        self._figures = figures
+        figures.follow(inner)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_inner" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def __next__(self) -> Any:
+        begin = time.perf_counter_ns()
+        try:
+            element = next(self._inner)
+        except StopIteration:
+            self._print_once()
+            raise
+        except BaseException:
+            self._figures.record(CONSUMER, begin)
+            raise
+        self._figures.record(CONSUMER, begin)
+        return element
+
+    def _print_once(self) -> None:
+        if self._figures.finish() and sys.stderr is not None:
+            print(self.profile(), file=sys.stderr)
+
+    def profile(self, trace: Any = None) -> LoaderProfile:
+        return self._figures.profile(trace)
+
+    def close(self) -> None:
+        if self._inner.stats().elements > 0:
+            self._print_once()
+        self._inner.close()
+
+    async def __anext__(self) -> Any:
+        begin = time.perf_counter_ns()
+        try:
+            element = await take(self._inner)
+        except StopAsyncIteration:
+            self._print_once()
+            raise
+        except BaseException:
+            self._figures.record(CONSUMER, begin)
+            raise
+        self._figures.record(CONSUMER, begin)
+        return element
+
+    def _look(self) -> Any:
+        return self._inner._look()
+
+    def _waiters(self) -> Waiters:
+        return self._inner._waiters()
+
+    def _tell_waiters(self) -> None:
+        self._inner._tell_waiters()
+
+    def _descriptor(self) -> int:
+        return self._inner._descriptor()
+
+    def _longest_wait(self) -> float | None:
+        return self._inner._longest_wait()
+
+    def delivered(self) -> tuple[int, list[int]]:
+        return self._inner.delivered()
+
+    def next_item(self) -> tuple[int, int, int]:
+        return self._inner.next_item()
+
+    def _has_ended(self) -> bool:
+        return self._inner._has_ended()
+
+    def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
+        self._figures.go_on()
+        self._inner._restart(self._figures.timed(jobs), skip)
+
+    def stats(self) -> LoaderStats:
+        return self._inner.stats()
+
+    def __del__(self) -> None:
+        figures = self.__dict__.get("_figures")
+        if figures is not None:
+            figures.finish()
+        super().__del__()
