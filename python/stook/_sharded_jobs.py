@@ -185,7 +185,12 @@ class _ShardedJobs(Jobs):
 
     # ---- places ----------------------------------------------------------------------------------
 
-    def place(self, lowest: int, ahead: list[int] | None = None) -> Place:
+    def place(
+        self,
+        lowest: int,
+        ahead: list[int] | None = None,
+        next_item: tuple[int, int, int] | None = None,
+    ) -> Place:
         position = self._lowest_waiting(lowest, ahead)
         if position is None:
             if len(self._counts) == self._shards:
