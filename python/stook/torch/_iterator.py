@@ -10,13 +10,13 @@ import pickle
 import re
 import select
 import signal
-import threading
-import time
+import weakref
 from collections import deque
 from typing import Any
 
 from .._error_payload import decode_error
 from ..errors import ElementError, RemoteError, StookError, WorkerDied, add_note
+from ._deadline import Deadline
 from ._partner import import_torch
 from ._wire import unpack
 from ._worker import BATCH, ENDED, ERROR, WorkerTask
@@ -86,7 +86,7 @@ class WorkersIterator(_Base):  # type: ignore[misc]
         self._pass_number = 0
         self._results: Any = None
         self._over = True
-        self._deadline = _Deadline(self._timeout) if self._timeout > 0 else None
+        self._deadline = Deadline(self._timeout) if self._timeout > 0 else None
         self._crew = self._store.take(
             task, loader._worker_options(), reuse=not loader.persistent_workers
         )
@@ -105,6 +105,8 @@ class WorkersIterator(_Base):  # type: ignore[misc]
         self._active = [True] * self._num_workers
         self._begun = [0] * self._num_workers  # jobs of this pass that each worker was dealt
         self._under_way = [0] * self._num_workers
+        self._owners: dict[int, int] = {}  # of jobs under way, by number: whose they are
+        self._is_drawn_out = False
         self._cycle = itertools.cycle(range(self._num_workers))
         if self._results is not None:
             self._results.close()
@@ -125,6 +127,7 @@ class WorkersIterator(_Base):  # type: ignore[misc]
         try:
             index = self._next_index()
         except StopIteration:
+            self._is_drawn_out = True
             return
         worker = self._next_worker()
         if worker is None:
@@ -141,6 +144,7 @@ class WorkersIterator(_Base):  # type: ignore[misc]
         self._crew.used.add(worker)
         self._begun[worker] += 1
         self._under_way[worker] += 1
+        self._owners[self._sent] = worker
         self._sent += 1
 
     def _next_worker(self) -> int | None:
@@ -160,18 +164,18 @@ class WorkersIterator(_Base):  # type: ignore[misc]
             raise StopIteration
         while True:
             element = self._next_element()
-            kind, worker, pid = element[:3]
+            kind, number, worker, pid = element[:4]
             self._workers[worker].pid = pid
             if self._crew is not None:  # not closed by another thread meanwhile
                 self._crew.heard.add(worker)
-            self._under_way[worker] -= 1
+            self._strike_off(number)
             if kind == ENDED:
                 self._active[worker] = False
                 self._deal()
                 continue
             if kind == BATCH:
                 self._deal()
-                data = unpack(element[3], element[4])
+                data = unpack(element[4], element[5])
                 if _unvalidated:
                     # torch keeps what is unpickled of sparse tensors until somebody does this.
                     torch._utils._validate_loaded_sparse_tensors()
@@ -180,12 +184,12 @@ class WorkersIterator(_Base):  # type: ignore[misc]
                 return data
             if kind == ERROR:
                 self._deal()
-                raise _rebuilt(worker, *element[3:])
+                raise _rebuilt(worker, *element[4:])
             if self._is_iterable:
                 self._end()
             else:
                 self._deal()
-            raise WorkersExited(worker, None, None, element[3], pid=pid)
+            raise WorkersExited(worker, None, None, element[4], pid=pid)
 
     def _next_element(self) -> Any:
         try:
@@ -201,15 +205,32 @@ class WorkersIterator(_Base):  # type: ignore[misc]
             if self._is_iterable or error.worker is None:
                 self._end()
             else:
-                self._under_way[error.worker] -= 1
-                self._deal()
+                self._deal_for_lost()
             match = re.search(r"process id was (\d+)", error.detail)
             raise WorkersExited(*error.args, pid=int(match[1]) if match else None) from None
-        except StookError:
-            if self._deadline is not None and self._deadline.has_passed:
+        except BaseException as error:
+            timed_out = self._deadline is not None and self._deadline.has_passed
+            if timed_out and isinstance(error, StookError):
                 self._end()
                 raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds") from None
+            # A batch that could not be handed over is one that came, and Ctrl-C is none.
+            self._deal_for_lost()
             raise
+
+    def _strike_off(self, number: int) -> None:
+        """A job has come back."""
+        worker = self._owners.pop(number, None)
+        if worker is not None:
+            self._under_way[worker] -= 1
+
+    def _deal_for_lost(self) -> None:
+        """Deals another job for each that has come back as an error in place of an element."""
+        lowest, ahead = self._results.delivered()
+        lost = [number for number in self._owners if number < lowest or number in ahead]
+        for number in lost:
+            self._strike_off(number)
+        for _ in lost:
+            self._deal()
 
     # ---- the end ---------------------------------------------------------------------------------
 
@@ -283,13 +304,18 @@ class _Jobs:
 
     def __init__(self, iterator: WorkersIterator) -> None:
         self._jobs = iterator._jobs
+        self._iterator = weakref.ref(iterator)
 
     def __iter__(self) -> _Jobs:
         return self
 
     def __next__(self) -> Any:
-        # Never empty before the end: one is dealt for each that came, and no more are asked for
-        # than were dealt by iter().
+        # As one is dealt for each that came, and no more are asked for than were dealt by iter(),
+        # there is none only at the end; and where a sampler's error or Ctrl-C came in between.
+        if not self._jobs:
+            iterator = self._iterator()
+            if iterator is not None and not iterator._is_drawn_out:
+                iterator._deal()
         if not self._jobs:
             raise StopIteration
         return self._jobs.popleft()
@@ -321,54 +347,3 @@ def _rebuilt(worker: int, text: str, payload: bytes, pickled_kind: bytes) -> Bas
         original.__cause__ = None  # its traceback is in the message
         rebuilt.__cause__ = original
     return rebuilt
-
-
-class _Deadline:
-    """Closes a pass whose `next()` takes too long, from a thread of its own."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._condition = threading.Condition()
-        self._until: float | None = None
-        self._results: Any = None
-        self._closed = False
-        self._thread: threading.Thread | None = None
-        self.has_passed = False
-
-    def around(self, results: Any) -> _Deadline:
-        self._results = results
-        return self
-
-    def __enter__(self) -> None:
-        with self._condition:
-            self._until = time.monotonic() + self._seconds
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._watch, name="stook-torch-timeout", daemon=True
-                )
-                self._thread.start()
-            self._condition.notify()
-
-    def __exit__(self, *_: object) -> None:
-        with self._condition:
-            self._until = None
-            self._results = None
-
-    def close(self) -> None:
-        with self._condition:
-            self._closed = True
-            self._condition.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-
-    def _watch(self) -> None:
-        with self._condition:
-            while not self._closed:
-                if self._until is None:
-                    self._condition.wait()
-                elif (left := self._until - time.monotonic()) > 0:
-                    self._condition.wait(left)
-                else:
-                    self.has_passed = True
-                    self._results.close()
-                    return

@@ -17,14 +17,15 @@ from ._worker_seeds import seed_worker
 
 __all__ = ["BATCH", "ENDED", "ERROR", "EXITED", "WorkerTask"]
 
-# What an element is. (BATCH, worker, pid, description, leaves)
+# What an element is: a kind, the number of its job, the worker, its process id, and more.
+# (BATCH, number, worker, pid, description, leaves)
 BATCH = 0
-# (ERROR, worker, pid, traceback as text, the exception as `_error_payload` writes it, its class
-# pickled or b"")
+# (ERROR, number, worker, pid, traceback as text, the exception as `_error_payload` writes it, its
+# class pickled or b"")
 ERROR = 1
-# (ENDED, worker, pid): its copy of an iterable data set has no more.
+# (ENDED, number, worker, pid): its copy of an iterable data set has no more.
 ENDED = 2
-# (EXITED, worker, pid, why): user code ended its process, or would have.
+# (EXITED, number, worker, pid, why): user code ended its process, or would have.
 EXITED = 3
 
 torch = import_torch()
@@ -92,25 +93,25 @@ class _Worker:
                 if self._pass == -1 and ordinal > 0 and self._is_iterable:
                     # A process before this one had begun, and where it was nobody knows.
                     self._find_out_who()
-                    return (EXITED, *self._who, "where it was in its data set is lost")
+                    return (EXITED, position, *self._who, "where it was in its data set is lost")
                 self._begin(number, base_seed, shared_seed)
             if self._failure is not None:
                 raise self._failure
             if self._ended:
-                return (ENDED, *self._who)
+                return (ENDED, position, *self._who)
             try:
                 parts, leaves = packer.pack(self._fetcher.fetch(index))
             except StopIteration:
                 if not self._is_iterable:
                     raise
                 self._ended = True
-                return (ENDED, *self._who)
-            return (BATCH, *self._who, parts, leaves)
+                return (ENDED, position, *self._who)
+            return (BATCH, position, *self._who, parts, leaves)
         except Exception as error:
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-            return (ERROR, *self._who, text, encode_error(error), _pickled(type(error)))
+            return (ERROR, position, *self._who, text, encode_error(error), _pickled(type(error)))
         except BaseException as error:
-            return (EXITED, *self._who, f"its data set raised {error!r}")
+            return (EXITED, position, *self._who, f"its data set raised {error!r}")
         finally:
             packer.forget()
 

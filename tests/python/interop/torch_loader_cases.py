@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from partner_loader import require
 
+import stook.torch
+
 (torch,) = require("torch")
 
 Pair = namedtuple("Pair", ["left", "right"])
@@ -51,6 +53,20 @@ class Indices(torch.utils.data.Dataset):
         return self.length
 
     def __getitem__(self, index: Any) -> Any:
+        return index
+
+
+class Failing(Indices):
+    """Runs a function instead of giving the items that `at` names."""
+
+    def __init__(self, function: Any, *at: int, length: int = 8) -> None:
+        super().__init__(length)
+        self.function = function
+        self.at = at
+
+    def __getitem__(self, index: int) -> Any:
+        if index in self.at:
+            return self.function(index)
         return index
 
 
@@ -127,3 +143,32 @@ def passes(loader: Any, count: int = 2) -> list[Any]:
         seen.append(list(loader))
         seen.append(torch.rand(2))
     return seen
+
+
+def raises(error: BaseException) -> Any:
+    """A function of an index that raises `error`."""
+
+    def function(_: int) -> Any:
+        raise error
+
+    return function
+
+
+def loader(dataset: Any, kind: Any = stook.torch.DataLoader, **settings: Any) -> Any:
+    """Two forked workers, and no batches."""
+    settings = {"batch_size": None, "num_workers": 2, "multiprocessing_context": "fork", **settings}
+    return kind(dataset, **settings)
+
+
+def results(batches: Iterator[Any]) -> list[Any]:
+    """Batches, and in the places of errors their types and first lines."""
+    seen: list[Any] = []
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return seen
+        except Exception as error:
+            seen.append((type(error), str(error).splitlines()[0]))
+        else:
+            seen.append(batch)
