@@ -44,11 +44,9 @@ class TaskQueue {
   PyObject* pump(PyObject* done, double seconds);
   // Has who is in pump() look at his `done` again before he sleeps on; nobody may be.
   void wake();
-  // Hands what is there to its sinks, up to a number, and puts new jobs in the place of those done.
-  // Returns how many jobs it was, or -1 with the Python error set that a signal handler raised.
-  int deliver();
   // For who waits for descriptor(): true if nothing is there now, and whatever comes makes it
-  // readable. deliver() ends that.
+  // readable. A pump() ends that, and says so to `waiting`. While another thread pumps, all that it
+  // does is to have workers told of jobs.
   bool arm();
 
   // Has every worker end in good order once the tasks before this are done; `sink` hears of each.
@@ -82,6 +80,10 @@ class TaskQueue {
     std::vector<OwnedRef> segments;  // that went with it, until workers have opened them
   };
 
+  // Hands what is there to its sinks, up to a number, and puts new jobs in the place of those done.
+  // Returns how many jobs it was, or -1 with the Python error set that a signal handler raised. The
+  // pumper alone may call it (task_queue_wait.cpp says why).
+  int deliver();
   bool sleep(double seconds);
   bool pump_until(PyObject* done, double seconds, bool& is_done);
   int deliver_some();

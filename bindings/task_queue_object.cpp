@@ -92,14 +92,6 @@ PyObject* is_running(PyObject* self, PyObject* number) {
   return with_number(self, number, &TaskQueue::is_running);
 }
 
-PyObject* deliver(PyObject* self, PyObject*) {
-  if (!check_process(self)) return nullptr;
-  return guarded([&]() -> PyObject* {
-    const int delivered = queue_of(self).deliver();
-    return delivered < 0 ? nullptr : PyLong_FromLong(delivered);
-  });
-}
-
 PyObject* pump(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 2) {
     PyErr_SetString(PyExc_TypeError, "pump(done, seconds)");
@@ -218,7 +210,6 @@ PyMethodDef methods[] = {
      "submit(function, payload, sink, kind, background) -> number. Never waits."},
     {"cancel", cancel, METH_O, "True if the task was not begun, and now never will be."},
     {"is_running", is_running, METH_O, "True if a worker has the task."},
-    {"deliver", deliver, METH_NOARGS, "Calls the sinks of what is there; how many jobs it was."},
     {"pump", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(pump)), METH_FASTCALL,
      "pump(done, seconds): delivers until done() is true; None if another thread is at it."},
     {"wake", wake, METH_NOARGS, "Has who sleeps in pump() look at his done() again."},

@@ -1,4 +1,18 @@
 // TaskQueue: delivering until something is done, and sleeping in between.
+//
+// No wake-up is lost, because:
+// 1. One thread at a time is in pump(), and that thread alone takes results, takes events from the
+//    manager's epoll (whose bell is edge-triggered: who takes an edge takes it from all others) and
+//    sets the parent's doorbell word to awake. Another thread's arm() only announces a sleep. So
+//    while the pumper sleeps the word says so, or a worker has cleared it and rung a bell whose
+//    edge waits for him.
+// 2. What he waits for may also come true without a result. Who sees to that calls wake(), which
+//    sets woken_ under the GIL and then rings. woken_ is cleared before each look at `done`, and
+//    looked at after the last Python code (a signal handler's, which may deliver in a nested pump
+//    and so take the bell's edge) that runs before the sleep. From there on the edge stays.
+// 3. Who leaves pump() tells all in `waiting`, and those look whether somebody pumps after they
+//    have put themselves there, all under the GIL. An event loop that hears it delivers and arms;
+//    one that armed while there was a pumper hears of his leaving.
 #include <algorithm>
 #include <chrono>
 #include <csignal>
@@ -29,6 +43,13 @@ PyObject* TaskQueue::pump(PyObject* done, double seconds) {
   bool is_done = false;
   const bool went_well = pump_until(done, seconds, is_done);
   woken_ = true;  // whom this is nested in looks again
+  // What was delivered before a failure may be another thread's, and whom this is nested in need
+  // not fail of it.
+  if (nested && !went_well) {
+    const OwnedRef error = take_exception();
+    if (!notify()) PyErr_Clear();
+    raise_exception(error.get());
+  }
   if (!nested) {
     pumper_ = 0;
     // Whoever waits takes over, whatever happened here.
@@ -84,7 +105,6 @@ bool TaskQueue::sleep(double seconds) {
   // The first sleep is short, so that a short one costs no changes of the signal mask.
   bool long_wait = false;
   for (;;) {
-    if (woken_ || !pool_->is_open() || !failed_.empty()) return true;
     sigset_t before;
     if (long_wait) {
       // A signal that arrives between the look at Python's flags and the sleep must end the sleep.
@@ -95,6 +115,11 @@ bool TaskQueue::sleep(double seconds) {
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
         return false;
       }
+    }
+    // After the signal handlers, which may have delivered what is waited for.
+    if (woken_ || !pool_->is_open() || !failed_.empty()) {
+      if (long_wait) pthread_sigmask(SIG_SETMASK, &before, nullptr);
+      return true;
     }
     Manager::WaitEnd end = Manager::WaitEnd::kProgress;
     bool out_of_time = false;

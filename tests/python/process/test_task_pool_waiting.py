@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
+import functools
+import itertools
 import operator
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -267,3 +272,97 @@ def test_waking_whoever_waits_costs_nothing_where_nobody_does() -> None:
         pool.wake()
         pool.close()
         pool.wake()
+
+
+class Interrupted(Exception):
+    """Raised by a signal handler."""
+
+
+@contextlib.contextmanager
+def watched(pool: TaskPool) -> Iterator[None]:
+    """Fails where a thread sleeps on although it could go on."""
+    rescued: list[None] = []
+
+    def rescue() -> None:
+        rescued.append(None)
+        pool.wake()
+
+    watchdog = threading.Timer(20, rescue)
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+        watchdog.join()
+    assert not rescued, "a wake-up was lost"
+
+
+def test_a_signal_handler_delivers_just_before_a_thread_sleeps() -> None:
+    """It must look once more: nothing that comes later would wake it."""
+    sink = Sink()
+
+    def handler(number: int, frame: object) -> None:
+        pool.submit(pool.function(abs), (-5,), sink=sink, background=False)
+        assert pool.wait(lambda: sink.calls)
+        pool.wait(lambda: False, 0.02)  # no bell is left to ring
+
+    with made() as pool:
+        run(pool, abs, -1)
+        before = signal.signal(signal.SIGUSR1, handler)
+        try:
+            # Trips the handler without a signal that would end a sleep, and false; from then on,
+            # true if the result is there. None of it is Python code, so the handler runs where the
+            # pool itself looks for signals: before its first long sleep.
+            answers = itertools.chain(
+                map(_thread.interrupt_main, [signal.SIGUSR1]),
+                map(operator.truth, itertools.repeat(sink.calls)),
+            )
+            with watched(pool):
+                assert pool._queue.pump(functools.partial(next, answers), None)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+    assert sink.value == 5
+
+
+def test_a_signal_handler_that_fails_has_told_others_of_their_results() -> None:
+    came: list[int] = []
+    helped: list[bool] = []
+    finished = threading.Event()
+
+    def sink(ok: bool, value: Any) -> None:
+        if not came:
+            came.append(value)
+            raise Interrupted  # as of another handler, just when it was called
+
+    def wait_for_it() -> None:
+        helped.append(pool.wait(lambda: bool(came)))
+        finished.set()
+        pool.wake()
+
+    def handler(number: int, frame: object) -> None:
+        other.start()
+        while not pool._waiting:
+            os.sched_yield()
+        pool.submit(pool.function(abs), (-7,), sink=sink, background=False)
+        with pytest.raises(Interrupted):
+            pool.wait(lambda: False)
+
+    def interrupt() -> None:
+        while not pool._queue.is_pumped:
+            os.sched_yield()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    other = threading.Thread(target=wait_for_it)
+    with made() as pool:
+        run(pool, abs, -1)
+        before = signal.signal(signal.SIGUSR1, handler)
+        try:
+            killer = threading.Thread(target=interrupt)
+            killer.start()
+            with watched(pool):
+                assert pool.wait(finished.is_set)
+            killer.join()
+            other.join()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+    assert helped == [True]
