@@ -37,6 +37,11 @@ EXCUSED = {
     "python/stook/_thread_limits.py": {"ctypes"},  # setters of libraries that are already loaded
     # A segment of SPDL's own functions, which want objects of Python that map it where they run.
     "python/stook/_spdl_arena.py": {"mmap"},
+    # Files of the user's behind np.memmap; and the payload that a server is started with, whose
+    # buffers begin at pages, so that all processes may map one copy of them.
+    "python/stook/_memory_maps.py": {"mmap"},
+    "python/stook/_start.py": {"mmap"},
+    "python/stook/_server.py": {"mmap"},
 }
 
 CPP = files(".h", ".cpp")
