@@ -71,6 +71,13 @@ class LoaderIterator(StaysHere):
     def _longest_wait(self) -> float | None:
         return None
 
+    def _seen_through(self, kind: Callable[[Any], LoaderIterator]) -> LoaderIterator:
+        """What `kind`, which takes this iterator over, makes of it."""
+        return kind(self)
+
+    def _before_report(self, call: Callable[[], Callable[[], None] | None]) -> None:
+        """Has what `call` returns called before anything is printed about the pass."""
+
     # Made when first asked for, by the threads of event loops alone; setdefault is one step.
     def _waiters(self) -> Waiters:
         waiters: Waiters = self.__dict__.setdefault("_waiting", Waiters())

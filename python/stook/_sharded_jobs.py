@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ._async_iteration import Waiters
 from ._iterator import LoaderIterator
 from ._jobs import Dealing, Jobs, Plan
 from ._state import Place
@@ -68,7 +69,7 @@ class ShardedDealing(Dealing):
         return None
 
     def iterator(self, given: Any) -> Any:
-        return ShardedIterator(given)
+        return given._seen_through(ShardedIterator)
 
 
 class _ShardedJobs(Jobs):
@@ -229,13 +230,20 @@ class ShardedIterator(LoaderIterator):
     """What another iterator gives, without the answers that a shard is over."""
 
     def __init__(self, inner: Any) -> None:
-        self._inner = inner
+        self._inner: LoaderIterator = inner
         self._kept_back = 0
 
     def __next__(self) -> Any:
+        return self._first_of(self._inner.__next__)
+
+    def _look(self) -> Any:
+        return self._first_of(self._inner._look)
+
+    def _first_of(self, take: Callable[[], Any]) -> Any:
+        """What `take` gives that is not such an answer."""
         while True:
             try:
-                element = next(self._inner)
+                element = take()
             except (WorkerDied, ElementTimeout) as error:
                 if error.index is not None:
                     self._pass.jobs.lost(error.index)
@@ -245,6 +253,18 @@ class ShardedIterator(LoaderIterator):
             self._pass.jobs.over(element)
             self._kept_back += 1
             self._loader._kept_back += 1
+
+    def _waiters(self) -> Waiters:
+        return self._inner._waiters()
+
+    def _tell_waiters(self) -> None:
+        self._inner._tell_waiters()
+
+    def _descriptor(self) -> int:
+        return self._inner._descriptor()
+
+    def _longest_wait(self) -> float | None:
+        return self._inner._longest_wait()
 
     def close(self) -> None:
         self._inner.close()

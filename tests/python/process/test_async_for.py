@@ -113,6 +113,33 @@ def test_the_loop_goes_on_and_a_cancelled_task_loses_nothing(options: Any, tmp_p
 
 
 @each_way_ahead
+def test_the_loop_goes_on_while_a_source_is_read_elsewhere(options: Any, tmp_path: Path) -> None:
+    gate = str(tmp_path / "gate")
+    os.mkfifo(gate)
+
+    def paths(shard: int, count: int) -> Any:
+        if shard == 1:  # the answer that shard 0 is over comes first
+            yield when_there(gate)
+            yield "the second"
+
+    async def main() -> None:
+        with stook.DataLoader(paths, options=options) as loader:
+            elements = iter(loader)
+            waits = asyncio.ensure_future(anext(elements))
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            assert not waits.done()
+            waits.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waits
+            Path(gate).write_text("open")
+            assert [element async for element in elements] == ["open", "the second"]
+            assert elements.stats().elements == 2
+
+    asyncio.run(main())
+
+
+@each_way_ahead
 def test_closing_ends_the_wait(options: Any, tmp_path: Path) -> None:
     gate = str(tmp_path / "gate")
     os.mkfifo(gate)
