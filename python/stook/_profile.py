@@ -14,8 +14,8 @@ from typing import Any
 from ._async_iteration import Waiters, take
 from ._iterator import LoaderIterator
 from ._profile_figures import profile_between
-from ._profile_memory import CONSUMER, SOURCE, Recorder, Snapshot
-from ._profile_task import stage_names
+from ._profile_memory import CONSUMER, PREFETCH, SOURCE, Recorder, Snapshot
+from ._profile_task import name_of, stage_names
 from ._profile_trace import write_trace
 from ._task import LoaderTask
 from .options import MultiprocessingOptions, MultithreadingOptions
@@ -93,7 +93,7 @@ class ProfiledPool:
 
     def close(self) -> None:
         if self._last is not None:
-            self._last.finish()
+            self._last.end()
         self._inner.close()
 
 
@@ -111,6 +111,8 @@ class PassFigures:
         self._end: Snapshot | None = None
         self._stats = LoaderStats()
         self._inner: weakref.ref[LoaderIterator] | None = None
+        self._prefetch: str | None = None  # name of the function
+        self._before_print: Callable[[], Callable[[], None] | None] = lambda: None
 
     def follow(self, inner: LoaderIterator) -> None:
         self._inner = weakref.ref(inner)
@@ -124,13 +126,35 @@ class PassFigures:
         recorder = self._recorder
         recorder.core.record(recorder.workers, stage, begin, time.perf_counter_ns())
 
-    def finish(self) -> bool:
-        """The pass is over; False if it was so before."""
+    def timed_function(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """The same function of `prefetch_to`."""
+        self._prefetch = name_of(function)
+
+        def timed(element: Any) -> Any:
+            begin = time.perf_counter_ns()
+            try:
+                return function(element)
+            finally:
+                self.record(PREFETCH, begin)
+
+        return timed
+
+    def before_print(self, call: Callable[[], Callable[[], None] | None]) -> None:
+        """Has what `call` returns, a weak reference, called before anything is printed."""
+        self._before_print = call
+
+    def end(self, *, by_itself: bool = False) -> None:
+        """The pass is over: prints the profile, once, unless it was closed before it began."""
         if self._end is not None:
-            return False
+            return
         self._stats = self._stats_now()
         self._end = self._recorder.snapshot()
-        return True
+        if sys.stderr is None or not (by_itself or self._stats.elements > 0):
+            return
+        before = self._before_print()
+        if before is not None:
+            before()
+        print(self.profile(), file=sys.stderr)
 
     def go_on(self) -> None:
         """The pass goes on after all."""
@@ -154,6 +178,7 @@ class PassFigures:
             names=self._names,
             min_shared_bytes=self._min_shared_bytes,
             source_in_parent=self._source_in_parent,
+            prefetch=self._prefetch,
         )
 
 
@@ -170,9 +195,14 @@ class _TimedJobs:
     def __next__(self) -> Any:
         begin = time.perf_counter_ns()
         try:
-            return next(self._jobs)
-        finally:
+            job = next(self._jobs)
+        except StopIteration:
+            raise
+        except BaseException:
             self._record(SOURCE, begin)
+            raise
+        self._record(SOURCE, begin)
+        return job
 
 
 class ProfiledIterator(LoaderIterator):
@@ -186,17 +216,47 @@ class ProfiledIterator(LoaderIterator):
         self._figures = figures
         figures.follow(inner)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "_inner" or name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self._inner, name)
+    # What is under it has to know them, too.
+    @property
+    def _loader(self) -> Any:
+        return self._inner._loader
+
+    @_loader.setter
+    def _loader(self, loader: Any) -> None:
+        self._inner._loader = loader
+
+    @property
+    def _pass(self) -> Any:
+        return self._inner._pass
+
+    @_pass.setter
+    def _pass(self, of_loader: Any) -> None:
+        self._inner._pass = of_loader
+
+    def _seen_through(self, kind: Callable[[Any], LoaderIterator]) -> LoaderIterator:
+        self._inner = kind(self._inner)
+        self._figures.follow(self._inner)
+        return self
+
+    def _prefetch_to(self, function: Callable[[Any], Any], depth: int) -> LoaderIterator:
+        # What the trainer waits for is a result of the thread, so that is measured.
+        loader = self._loader
+        with loader._lock:
+            inner = self._inner._prefetch_to(self._figures.timed_function(function), depth)
+            iterator = ProfiledIterator(inner, self._figures)
+            self._is_handed_over = True
+            loader._take_place(self, iterator)
+            return iterator
+
+    def _before_report(self, call: Callable[[], Callable[[], None] | None]) -> None:
+        self._figures.before_print(call)
 
     def __next__(self) -> Any:
         begin = time.perf_counter_ns()
         try:
             element = next(self._inner)
         except StopIteration:
-            self._print_once()
+            self._figures.end(by_itself=True)
             raise
         except BaseException:
             self._figures.record(CONSUMER, begin)
@@ -204,16 +264,11 @@ class ProfiledIterator(LoaderIterator):
         self._figures.record(CONSUMER, begin)
         return element
 
-    def _print_once(self) -> None:
-        if self._figures.finish() and sys.stderr is not None:
-            print(self.profile(), file=sys.stderr)
-
     def profile(self, trace: Any = None) -> LoaderProfile:
         return self._figures.profile(trace)
 
     def close(self) -> None:
-        if self._inner.stats().elements > 0:
-            self._print_once()
+        self._figures.end()
         self._inner.close()
 
     async def __anext__(self) -> Any:
@@ -221,7 +276,7 @@ class ProfiledIterator(LoaderIterator):
         try:
             element = await take(self._inner)
         except StopAsyncIteration:
-            self._print_once()
+            self._figures.end(by_itself=True)
             raise
         except BaseException:
             self._figures.record(CONSUMER, begin)
@@ -262,6 +317,7 @@ class ProfiledIterator(LoaderIterator):
 
     def __del__(self) -> None:
         figures = self.__dict__.get("_figures")
-        if figures is not None:
-            figures.finish()
+        if figures is None or self._is_handed_over:
+            return
+        figures.end()
         super().__del__()

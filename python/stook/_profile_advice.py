@@ -19,15 +19,23 @@ _KEEPS_UP = 0.1  # the trainer waits less than that
 _STAGE = 0.4
 _COPIES = 0.25  # of the bytes
 _STARTING = 0.5
+_PREFETCH = 0.5  # of the pass
 
 
 def advice(profile: LoaderProfile) -> str:
     """What to do, and the figures that say so."""
     if profile.elements == 0:
         return "nothing was delivered yet"
+    waiting = profile.consumer_waiting
+    prefetch = profile.prefetch
+    if prefetch is not None and waiting >= _KEEPS_UP and prefetch.share >= _PREFETCH:
+        return (
+            f"the trainer waits for elements {_percent(waiting)} of the time: the thread of"
+            f" `{prefetch.name}` is in that function {_percent(prefetch.share)} of it: what can be"
+            " done in workers belongs into `transform`"
+        )
     if profile.kind == "inline":
         return _advice_inline(profile)
-    waiting = profile.consumer_waiting
     if profile.share("memory") >= _MEMORY:
         return (
             f"workers wait for memory {_percent(profile.share('memory'))} of the time, as elements"

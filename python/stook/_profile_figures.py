@@ -7,6 +7,7 @@ from ._profile_memory import (
     ELEMENT,
     ENCODE,
     HAND_OVER,
+    PREFETCH,
     SOURCE,
     TRANSFORMS,
     WAIT_CONSUMER,
@@ -40,6 +41,7 @@ def profile_between(
     names: dict[int, str],
     min_shared_bytes: int,
     source_in_parent: bool,
+    prefetch: str | None = None,
 ) -> LoaderProfile:
     """What happened between two looks.
 
@@ -52,6 +54,7 @@ def profile_between(
       names: Of the user's stages, by number.
       min_shared_bytes: Of the options.
       source_in_parent: The source is iterated in the consumer's process.
+      prefetch: Name of the function of `prefetch_to`, if there is one.
     """
     elapsed = end.time - begin.time
     cells = list(zip(begin.cells[:-1], end.cells[:-1], strict=True))
@@ -100,7 +103,14 @@ def profile_between(
         totals[ENCODE][2],
         stats.bytes_live,
         source_in_parent,
+        None if prefetch is None else _prefetch(consumer, prefetch, elapsed),
     )
+
+
+def _prefetch(consumer: tuple[CellFigures, CellFigures], name: str, elapsed: int) -> StageProfile:
+    calls, time, _ = _stage([consumer], PREFETCH)
+    share = time / elapsed if elapsed else 0.0
+    return StageProfile(f"prefetch_to {name}", calls, time / 1e9, share, 0)
 
 
 def _time_there(begin: Snapshot, end: Snapshot, cell: CellFigures) -> int:

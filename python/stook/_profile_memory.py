@@ -17,7 +17,8 @@ __all__ = ["CellFigures", "Recorder", "Snapshot"]
 WAIT_MEMORY, WAIT_JOBS, WAIT_CONSUMER, WAIT_ORDER = 1, 2, 3, 4
 WAIT_EVENT = 100
 ELEMENT, ENCODE, HAND_OVER, CONSUMER, SOURCE, COLLATE, TRANSFORMS = range(7)
-STAGES = 64
+# In the consumer's cell, which has no transforms: the function of prefetch_to().
+PREFETCH = TRANSFORMS
 
 
 class Recorder:

@@ -9,9 +9,10 @@ from typing import Any
 from . import _core
 from ._profile_memory import COLLATE, ELEMENT, SOURCE, TRANSFORMS
 from ._task import BoundTask, LoaderTask
+from ._worker_sources import SourceTask
 from .collate import Assembler
 
-__all__ = ["bind", "stage_names"]
+__all__ = ["bind", "name_of", "stage_names"]
 
 
 def bind(task: LoaderTask, where: str) -> BoundTask:
@@ -19,7 +20,8 @@ def bind(task: LoaderTask, where: str) -> BoundTask:
     core = task.profile.core
     if where == "worker":
         core.serve_workers()
-    run: BoundTask = _core.Stage(core, ELEMENT, _TimedTask(task, core).bind(where))
+    timed = _TimedSourceTask(task, core) if isinstance(task, SourceTask) else _TimedTask(task, core)
+    run: BoundTask = _core.Stage(core, ELEMENT, timed.bind(where))
     return run
 
 
@@ -32,12 +34,15 @@ class _TimedTask(LoaderTask):
 
     __slots__ = ("assembler",)
 
-    def __init__(self, task: LoaderTask, core: Any) -> None:
+    def __init__(self, task: LoaderTask, core: Any, untimed: int = 0) -> None:
         super().__init__(
             _timed_source(task.source, core),
             [
-                _core.Stage(core, TRANSFORMS + place, transform)
-                for place, transform in enumerate(task.transforms)
+                *task.transforms[:untimed],
+                *(
+                    _core.Stage(core, TRANSFORMS + place, transform)
+                    for place, transform in enumerate(task.transforms[untimed:])
+                ),
             ],
             task.batch_size,
             None if task.collate is None else _core.Stage(core, COLLATE, task.collate),
@@ -45,6 +50,34 @@ class _TimedTask(LoaderTask):
             task.policy,
         )
         self.assembler: Any = functools.partial(_TimedAssembler, core)
+
+
+class _TimedSourceTask(SourceTask):
+    """The same of a source that is read where the elements are made."""
+
+    __slots__ = ("_core",)
+
+    def __init__(self, task: SourceTask, core: Any) -> None:
+        super().__init__(
+            task.source,
+            task.transforms,
+            task.batch_size,
+            task.collate,
+            task.seed,
+            task.policy,
+            shard=task.shard,
+            drop_remainder=task.drop_remainder,
+        )
+        self._core = core
+
+    def task_of_items(self, transforms: Sequence[Callable[[Any], Any]]) -> LoaderTask:
+        # In front of the user's there may be one that raises what was raised when items were drawn.
+        untimed = len(transforms) - len(self.transforms)
+        return _TimedTask(super().task_of_items(transforms), self._core, untimed)
+
+    def drawing(self, take: Callable[..., Any]) -> Callable[..., Any]:
+        timed: Callable[..., Any] = _core.Stage(self._core, SOURCE, take)
+        return timed
 
 
 def _timed_source(source: Any, core: Any) -> Any:
@@ -84,15 +117,16 @@ def stage_names(task: LoaderTask) -> dict[int, str]:
     names = {SOURCE: "source"}
     seen: dict[str, int] = {}
     for place, transform in enumerate(task.transforms):
-        name = _name_of(transform)
+        name = name_of(transform)
         seen[name] = seen.get(name, 0) + 1
         names[TRANSFORMS + place] = name if seen[name] == 1 else f"{name} #{seen[name]}"
     if task.batch_size is not None:
-        names[COLLATE] = "assemble" if task.collate is None else f"collate {_name_of(task.collate)}"
+        names[COLLATE] = "assemble" if task.collate is None else f"collate {name_of(task.collate)}"
     return names
 
 
-def _name_of(function: Any) -> str:
+def name_of(function: Any) -> str:
+    """The name of a function, as the user knows it."""
     while isinstance(function, functools.partial):
         function = function.func
     name = getattr(function, "__qualname__", None)

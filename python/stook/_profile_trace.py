@@ -15,6 +15,7 @@ from ._profile_memory import (
     ELEMENT,
     ENCODE,
     HAND_OVER,
+    PREFETCH,
     WAIT_CONSUMER,
     WAIT_EVENT,
     WAIT_JOBS,
@@ -50,6 +51,7 @@ def write_trace(
       end: In nanoseconds.
     """
     texts = {**_NAMES, **names}
+    of_consumer = {**texts, PREFETCH: "prefetch_to"}
     events: list[dict[str, Any]] = []
     labels: dict[tuple[int, int], tuple[str, str]] = {}
     for cell in range(recorder.workers + 1):
@@ -66,7 +68,7 @@ def write_trace(
             else:
                 labels[process, thread] = f"stook: worker {cell}", f"worker {cell}"
             event: dict[str, Any] = {
-                "name": texts.get(code, f"stage {code}"),
+                "name": (of_consumer if is_consumer else texts).get(code, f"stage {code}"),
                 "cat": "wait" if code >= WAIT_EVENT or code == CONSUMER else "work",
                 "ph": "X",
                 "ts": start / 1000,

@@ -29,7 +29,8 @@ class Profiled:
     def profile(self, trace: str | os.PathLike[str] | None = None) -> LoaderProfile:
         """Where the time of the pass under way went, or of the last one.
 
-        At the end of each pass its text is printed to standard error.
+        At the end of each pass, also of one that is left early, its text is printed to standard
+        error.
 
         Args:
           trace: A path: the last events of each worker and of the trainer (8192 of each: stages,

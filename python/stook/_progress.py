@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ._async_iteration import take
 from ._iterator import LoaderIterator
 from ._state import Place
 from .profile import LoaderProfile
@@ -57,6 +56,7 @@ class ProgressIterator(LoaderIterator):
         self._next_figures = 0.0
         self._bar: Any = None
         self._close_bar: Any = None
+        inner._before_report(weakref.WeakMethod(self._end_bar))
         self._open_bar()
 
     def _open_bar(self) -> None:
@@ -80,7 +80,7 @@ class ProgressIterator(LoaderIterator):
     async def __anext__(self) -> Any:
         before = time.perf_counter()
         try:
-            element = await take(self._inner)
+            element = await self._inner.__anext__()
         except BaseException:
             self._waited += time.perf_counter() - before
             self._end_bar()

@@ -96,14 +96,24 @@ class SourceTask(LoaderTask):
         self.shard = shard
         self.drop_remainder = drop_remainder
 
+    def task_of_items(self, transforms: Sequence[Callable[[Any], Any]]) -> LoaderTask:
+        """What makes an element of items that were drawn."""
+        return LoaderTask(None, transforms, self.batch_size, self.collate, self.seed, self.policy)
+
+    def drawing(self, take: Callable[..., Any]) -> Callable[..., Any]:
+        """The function that draws the items of an element; profiles time it."""
+        return take
+
     def bind(self, where: str = "worker") -> BoundTask:
+        if self.profile is not None:
+            from . import _profile_task
+
+            return _profile_task.bind(self, where)
         policy = self.policy
         transforms = (_raise_failed, *self.transforms) if policy.is_needed else self.transforms
-        run = LoaderTask(None, transforms, self.batch_size, self.collate, self.seed, policy).bind(
-            where
-        )
+        run = self.task_of_items(transforms).bind(where)
         reader = _Reader(self, where)
-        take = reader.take
+        take = self.drawing(reader.take)
         if where == "here" and self.seed is not None:
             take = _random.isolated(take)
         elif where != "worker":

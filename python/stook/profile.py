@@ -81,6 +81,8 @@ class LoaderProfile:
       bytes_encoded: Bytes of the arrays in all elements that were made.
       bytes_live: Bytes of shared memory that delivered arrays hold.
       source_in_parent: The source is iterated in this process.
+      prefetch: The function that `prefetch_to` runs in a thread of this process, if there is one;
+        its share is that of the pass.
 
     Example:
       >>> import stook
@@ -108,6 +110,7 @@ class LoaderProfile:
     bytes_encoded: int = 0
     bytes_live: int = 0
     source_in_parent: bool = False
+    prefetch: StageProfile | None = None
 
     @property
     def advice(self) -> str:
@@ -146,7 +149,8 @@ def _table(profile: LoaderProfile) -> list[str]:
         f" {profile.seconds:.2f} s ({rate:.1f} elements/s), {who}",
         f"  {'stage':<32}{'calls':>9}{'seconds':>10}{'share':>8}{'ms each':>10}{'MB out':>10}",
     ]
-    for stage in profile.stages:
+    prefetch = () if profile.prefetch is None else (profile.prefetch,)
+    for stage in (*profile.stages, *prefetch):
         each = 1e3 * stage.seconds / stage.calls if stage.calls else 0.0
         lines.append(
             f"  {stage.name[:31]:<32}{stage.calls:>9}{stage.seconds:>10.3f}"
