@@ -167,7 +167,9 @@ class _DrawnJobs(Jobs):
                     yield epoch, number, payload
                 ordinal += 1
                 number += count
-            if self._end is None and ordinal == before and not position:
+            # Of an epoch that was begun before there may be nothing left.
+            whole = not position and not first_place
+            if self._end is None and ordinal == before and whole:
                 raise ValueError(
                     f"{_OWNER}: the {self._dealing.what} {_shown(self._dealing.origin)} gave no"
                     f" element in epoch {epoch}, and num_epochs=None would ask it for ever"
@@ -262,13 +264,15 @@ class _DrawnJobs(Jobs):
         distances = tuple(ordinal - lowest for ordinal in ahead or ())
         if lowest == 0 and len(self._starts) < 2:
             return dataclasses.replace(start, ahead=distances)
-        number = bisect.bisect_right(self._starts, lowest) - 1
+        states = list(self._states)
+        if self._dealing.plan.is_sharded:
+            # At an epoch's end it is there still: see `Jobs.place`.
+            number = max(0, bisect.bisect_left(self._starts, lowest) - 1)
+        else:
+            number = bisect.bisect_right(self._starts, lowest) - 1
+            states.reverse()
         position = lowest - self._starts[number]
-        source = None
-        for ordinal, state in reversed(list(self._states)):
-            if ordinal == lowest:
-                source = state
-                break
+        source = next((state for ordinal, state in states if ordinal == lowest), None)
         return dataclasses.replace(
             start,
             epoch=start.epoch + number,

@@ -55,6 +55,11 @@ class Plan:
             self.items_of(items, first_place), self.batch_size, self.drop_remainder
         )
 
+    @property
+    def is_sharded(self) -> bool:
+        """True if an epoch has items that are other shards'."""
+        return self.shard[1] > 1
+
     def identity(self) -> dict[str, Any]:
         """What a state and a loader must agree about."""
         return {
@@ -101,6 +106,10 @@ class Jobs(ABC):
         next_item: tuple[int, int, int] | None = None,
     ) -> Place:
         """Where the pass stands.
+
+        Of several shards, one that has delivered an epoch's last element stands at the end of that
+        epoch: one that has an item more may not be through, and from the beginning of the next
+        epoch `reshard` could not tell.
 
         Args:
           lowest: All jobs with a smaller ordinal were delivered.
@@ -251,11 +260,13 @@ class _IndexedJobs(Jobs):
             return self._place_of_item(*next_item)
         distances = tuple(ordinal - lowest for ordinal in ahead or ())
         start = self.start
-        if lowest < self._left:
+        at_end = 1 if self._dealing.plan.is_sharded else 0
+        if lowest < self._left + at_end:
             return dataclasses.replace(start, position=start.position + lowest, ahead=distances)
         if not self._per_epoch and not self._left:
             return start
-        epochs, position = divmod(lowest - self._left, max(1, self._per_epoch))
+        epochs, position = divmod(lowest - self._left - at_end, max(1, self._per_epoch))
+        position += at_end
         return dataclasses.replace(
             start,
             epoch=start.epoch + 1 + epochs,
@@ -274,4 +285,8 @@ class _IndexedJobs(Jobs):
         return dataclasses.replace(start, epoch=epoch, position=position, item=item)
 
     def is_end(self, place: Place) -> bool:
-        return not self._per_epoch or (self._end is not None and place.epoch >= self._end)
+        if not self._per_epoch or self._end is None:
+            return not self._per_epoch
+        plan = self._dealing.plan
+        most = plan.elements_of(self._dealing.length, place.first_place)
+        return place.epoch + (place.position >= most and not plan.fill) >= self._end

@@ -84,4 +84,4 @@ class Pass:
         """The epoch with which the next pass is to begin: after that of the last element."""
         lowest, ahead, _, next_item = self._where()
         place = self.jobs.place(ahead[-1] + 1 if ahead else lowest, None, next_item)
-        return place.epoch + (1 if place.position else 0)
+        return place.epoch + (1 if place.position or place.first_place else 0)

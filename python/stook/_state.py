@@ -196,7 +196,7 @@ def place_of_state(state: Any, identity: Mapping[str, Any], owner: str, *, resha
             " ordered=True"
         )
     done = place.position * (identity["batch_size"] or 1) * shard[1]
-    if identity["length"] is not None:
+    if identity["items"] == "indices":  # a sampler may give more than its source has
         done = min(done, identity["length"] - place.first_place)
     return dataclasses.replace(place, position=0, first_place=place.first_place + done)
 

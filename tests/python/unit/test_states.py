@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from loader_cases import each_number_of_workers, loader
 
 import stook
@@ -333,90 +331,6 @@ def test_taking_a_state_runs_no_user_code() -> None:
     before = list(asked)
     elements.get_state()
     assert asked == before
-
-
-# ---- other shards --------------------------------------------------------------------------------
-
-
-@given(
-    length=st.integers(0, 40),
-    before=st.integers(1, 5),
-    after=st.integers(1, 5),
-    batch_size=st.none() | st.integers(1, 4),
-    shuffle=st.booleans(),
-    indexed=st.booleans(),
-    data=st.data(),
-)
-@settings(deadline=None, max_examples=80)
-def test_other_shards_go_on_and_nothing_is_lost_or_comes_twice(
-    length: int,
-    before: int,
-    after: int,
-    batch_size: int | None,
-    shuffle: bool,
-    indexed: bool,
-    data: st.DataObject,
-) -> None:
-    def shard(index: int, count: int) -> Any:
-        batches: Any = {"batch_size": batch_size, "collate": list} if batch_size else {}
-        return iter(
-            stook.DataLoader(
-                range(length) if indexed else Source(length),
-                shuffle=shuffle and indexed,
-                num_epochs=2,
-                shard=(index, count),
-                **batches,
-            )
-        )
-
-    def items(elements: Any) -> list[int]:
-        return [item for each in elements for item in (each if batch_size else [each])]
-
-    class Source:
-        def __init__(self, length: int) -> None:
-            self.length = length
-
-        def __iter__(self) -> Iterator[int]:
-            return iter(range(self.length))
-
-    per_epoch = -(-(length // before) // (batch_size or 1))
-    common = data.draw(st.integers(0, per_epoch))
-    old = [shard(index, before) for index in range(before)]
-    taken = [item for each in old for item in items(next(each) for _ in range(common))]
-    states = [each.get_state() for each in old]
-    rest: list[int] = []
-    for index in range(after):
-        new = shard(index, after)
-        new.set_state(json.loads(json.dumps(states[index % before])), reshard=True)
-        rest += items(new)
-    if common < per_epoch or per_epoch == 0:
-        assert sorted(taken + rest) == sorted([*range(length), *range(length)])
-    else:
-        # All but a shard's last, shorter batches are behind them; or the epoch is.
-        assert len(set(taken)) == len(taken)
-
-
-def test_what_is_ahead_of_others_is_not_resharded() -> None:
-    state = {**state_of(taken=1), "ahead": [2]}
-    other = stook.DataLoader(range(10), shard=(0, 2), **SETTINGS)
-    with pytest.raises(ValueError, match="1 are ahead of others"):
-        other.set_state(state, reshard=True)
-
-
-def test_unsharded_draws_go_on_after_a_reshard() -> None:
-    def drawing(index: int) -> Any:
-        return index, stook.rng().random()
-
-    whole = list(stook.DataLoader(range(12), drawing, shuffle=True))
-    two = [iter(stook.DataLoader(range(12), drawing, shuffle=True, shard=(i, 2))) for i in (0, 1)]
-    taken = [next(each) for _ in range(3) for each in two]
-    assert taken == whole[:6]
-    three = [stook.DataLoader(range(12), drawing, shuffle=True, shard=(i, 3)) for i in range(3)]
-    found = []
-    for each in three:
-        each.set_state(two[1].get_state(), reshard=True)
-        found.append(list(each))
-    assert [element for row in zip(*found, strict=True) for element in row] == whole[6:]
 
 
 # ---- odd lengths ---------------------------------------------------------------------------------
