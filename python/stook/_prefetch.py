@@ -23,8 +23,14 @@ _FORKED = (
     " loader here"
 )
 
-# Where a pass stands: what an iterator's delivered() gives, and whether it has ended.
-_Where = tuple[int, list[int], bool]
+# Where a pass stands: what an iterator's delivered() gives, whether it has ended, and next_item()
+# where it is needed.
+_Where = tuple[int, list[int], bool, "tuple[int, int, int] | None"]
+
+
+def _where(iterator: LoaderIterator) -> _Where:
+    next_item = iterator.next_item() if iterator._pass.jobs.fills else None
+    return (*iterator.delivered(), iterator._has_ended(), next_item)
 
 
 class _Work:
@@ -54,7 +60,7 @@ class _Work:
             success, value = self._make()
             end_if_forked(self.pid, None if success else value)
             inner = self.inner
-            where = (*inner.delivered(), inner._has_ended())
+            where = _where(inner)
             ended = not success and type(value) is StopIteration
             with self.changed:
                 self.is_parked = True
@@ -114,7 +120,7 @@ class PrefetchIterator(LoaderIterator):
 
     def __init__(self, inner: LoaderIterator, function: Callable[[Any], Any], depth: int) -> None:
         work = self._work = _Work(inner, function, depth)
-        self._where: _Where = (*inner.delivered(), inner._has_ended())
+        self._where = _where(inner)
         self._loader = inner._loader
         self._pass = inner._pass
         self._pass.hand_over(self)
@@ -192,6 +198,11 @@ class PrefetchIterator(LoaderIterator):
     def delivered(self) -> tuple[int, list[int]]:
         return self._where[:2]
 
+    def next_item(self) -> tuple[int, int, int]:
+        next_item = self._where[3]
+        assert next_item is not None  # asked for only where the jobs are such
+        return next_item
+
     def _has_ended(self) -> bool:
         return self._where[2]
 
@@ -213,7 +224,7 @@ class PrefetchIterator(LoaderIterator):
                 inner = work.inner
                 inner._restart(jobs, skip)
                 work.ready.clear()
-                self._where = (*inner.delivered(), inner._has_ended())
+                self._where = _where(inner)
             finally:
                 work.pauses -= 1
                 work.changed.notify_all()

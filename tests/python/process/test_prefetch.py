@@ -52,6 +52,22 @@ def test_one_thread_runs_the_function_in_order(options: Any) -> None:
     assert prefetch_threads() == []
 
 
+@each_way
+def test_a_state_within_filled_batches(options: Any) -> None:
+    def load(number: int) -> Any:
+        return stook.SKIP if number == 1 else number
+
+    with stook.DataLoader(
+        range(10), load, batch_size=3, fill_batches=True, options=options
+    ) as loader:
+        ahead = loader.prefetch_to(lambda batch: batch.tolist(), depth=3)
+        assert next(ahead) == [0, 2, 3]
+        state = json.loads(json.dumps(ahead.get_state()))
+        assert list(ahead) == [[4, 5, 6], [7, 8, 9]]
+        loader.set_state(state)
+        assert [batch.tolist() for batch in loader] == [[4, 5, 6], [7, 8, 9]]
+
+
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_it_is_so_far_ahead_and_no_further(depth: int) -> None:
     begun = threading.Semaphore(0)
