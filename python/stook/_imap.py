@@ -84,10 +84,10 @@ class IMapFeed(Feed):
         self.low = -1
         self._unbounded = False  # what is ready does not count: somebody waits for the end
         self._discards = False
-        # In order: the job whose results come next; what came before its turn, and whether that is
-        # all of the job.
+        # In order: the job whose results come next; what came before its turn, how many, whether
+        # that is all of the job.
         self._turn = 0
-        self._early: dict[int, tuple[list[Any], bool]] = {}
+        self._early: dict[int, tuple[list[Any], int, bool]] = {}
         # Of a source that is drawn from by a thread of its own.
         self._buffer: list[Any] = []
         self._gate = threading.Lock()
@@ -291,10 +291,10 @@ class IMapFeed(Feed):
             number = job.number
             last = left == 0
             if number in early:
-                results_before = early[number][0]
-                early[number] = (results_before + results, last)
+                before, count_before, _ = early[number]
+                early[number] = (before + results, count_before + count, last)
             else:
-                early[number] = (results, last)
+                early[number] = (results, count, last)
             self._jobs_done += last
             job.at += count
             job.left = left
@@ -304,14 +304,17 @@ class IMapFeed(Feed):
         with self.lock:
             early = self._early
             ready = self.ready
-            while self._turn in early:
-                results, last = early[self._turn]
-                count = len(results)
+            while early:
+                # No call in it: in one, a signal handler that uses the pool may come here, too.
+                turn = self._turn
+                if turn not in early:
+                    break
+                results, count, last = early[turn]
                 if not self._discards:
                     ready += results
                 self.received += count
-                del early[self._turn]
                 self._turn += last
+                del early[turn]
             self._set_low()
             if self.is_over():
                 self._finish()
