@@ -5,7 +5,8 @@ code did to the data set, to globals or to a random generator in one epoch is go
 Starting processes from nothing takes seconds, for they import torch. So what is kept from one
 iterator to the next is the process that workers are forked from, which has everything imported and
 the data set as it was sent; the workers that ran anything are killed when their iterator is done
-with.
+with. A data set that has changed since then is sent to the workers with their jobs, in shared
+memory, unless it is large: then there is another process to fork from, as there was at first.
 """
 
 from __future__ import annotations
@@ -13,20 +14,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
 import select
 import signal
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from .._locks import renew_lock_in_child
 from .._pickling import dump_for_workers
 from .._processes import ProcessPool
 from .._start import _Spawning
+from ..errors import StookError
 from ..options import MultiprocessingOptions
+from ..shared_memory_array import SharedMemoryArray
 from ._worker import WorkerTask
 
 __all__ = ["Crew", "CrewStore"]
+
+# Each worker makes a copy of its own of an update. What workers are started with they share.
+_MOST_BYTES_UPDATED = 1 << 26
 
 
 class Crew:
@@ -34,9 +43,12 @@ class Crew:
 
     def __init__(self, task: WorkerTask, options: MultiprocessingOptions, digest: bytes) -> None:
         self.digest = digest
+        self.update: Any = None  # the task that its workers are to take in the place of their own
+        self.update_digest = b""
         self.options = options
         self.used: set[int] = set()  # workers that were given a job since they were new
         self.heard: set[int] = set()  # and those of them that something came from
+        self._extensions = task.extensions
         self._made_by = os.getpid()
         self._pool = ProcessPool(task, options)
 
@@ -46,6 +58,31 @@ class Crew:
 
     def iterate(self, jobs: Iterator[Any], *, ordered: bool) -> Any:
         return self._pool.iterate(jobs, ordered=ordered)
+
+    def take_over(self, task: WorkerTask, digest: bytes, size: int) -> bool:
+        """Has the workers to come run `task`, whose digest and size these are; or returns False."""
+        if digest == self.digest:
+            self.update, self.update_digest = None, b""
+            return True
+        if digest == self.update_digest:
+            return True
+        if size > _MOST_BYTES_UPDATED or task.extensions != self._extensions:
+            return False
+        with _Spawning():
+            data = dump_for_workers({"task": task})
+        try:
+            if dump_for_workers({"task": task}) != data:
+                return False  # it holds pipes, which a process can but inherit
+        except StookError:
+            return False  # or queues, or locks
+        try:
+            self.update = SharedMemoryArray(len(data), np.uint8)
+        except OSError:
+            return False
+        self.update.unlink_on_del()
+        self.update[:] = np.frombuffer(data, np.uint8)
+        self.update_digest = digest
+        return True
 
     def pids(self) -> list[int]:
         core = self._pool._core
@@ -116,14 +153,14 @@ class CrewStore:
         """Workers as good as new. Without `reuse` they are new, and so is where they come from."""
         digest = b""
         if reuse and options.start_method != "fork":
-            digest = _digest(task)
+            digest, size = _digest(task)
             with self._lock:
                 idle, self._idle = self._idle, []
             found = None
             for crew in idle:
                 if crew.is_of_another_process:
                     continue  # of which this one is a fork
-                if found is None and crew.digest == digest and crew.options == options:
+                if found is None and crew.options == options and crew.take_over(task, digest, size):
                     found = crew
                 else:
                     crew.close()
@@ -156,9 +193,21 @@ def _close_all(crews: weakref.WeakSet[Crew]) -> None:
         crew.close()
 
 
-def _digest(task: WorkerTask) -> bytes:
-    """Tells whether a task is what workers were started with: the data set may have changed."""
+def _digest(task: WorkerTask) -> tuple[bytes, int]:
+    """Tells whether a task is what workers were started with, for the data set may have changed.
+
+    Beside it, how many bytes it has.
+    """
     parts = {"dataset": task.source, "collate_fn": task.collate_fn}
+    buffers: list[pickle.PickleBuffer] = []  # large arrays, which are looked at where they lie
     with _Spawning():
-        data = dump_for_workers({**parts, "worker_init_fn": task.worker_init_fn, "task": task})
-    return hashlib.blake2b(data).digest()
+        data = dump_for_workers(
+            {**parts, "worker_init_fn": task.worker_init_fn, "task": task}, buffers
+        )
+    digest = hashlib.blake2b(data)
+    size = len(data)
+    for buffer in buffers:
+        with buffer.raw() as view:
+            digest.update(view)
+            size += view.nbytes
+    return digest.digest(), size

@@ -139,6 +139,7 @@ class WorkersIterator(_Base):  # type: ignore[misc]
             self._base_seed,
             self._pipe_seed,
             index,
+            self._crew.update,
         )
         self._jobs.append((self._pass_number - 1, self._sent, payload, worker))
         self._crew.used.add(worker)

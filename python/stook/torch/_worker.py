@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import traceback
+from types import TracebackType
 from typing import Any
 
 from .._error_payload import encode_error
@@ -30,13 +32,17 @@ EXITED = 3
 
 torch = import_torch()
 
+# An error that every job raises, and its traceback as it was caught: raising makes that longer.
+_Failure = tuple[Exception, "TracebackType | None"]
+
 
 class WorkerTask(LoaderTask):
     """Makes batches as a worker of torch's would.
 
     A payload is (pass, number of the job among this worker's in that pass, base seed, shared seed,
-    what the sampler gave). The first job of a process sets it up; the first one of a further pass
-    starts the data set anew, with the generators where they are.
+    what the sampler gave, a pickled task in the place of this one or `None`). The first job of a
+    process sets it up; the first one of a further pass starts the data set anew, with the
+    generators where they are.
     """
 
     def __init__(
@@ -71,21 +77,18 @@ class _Worker:
     """The state of one worker, which its server has not touched."""
 
     def __init__(self, task: WorkerTask, packer: Packer) -> None:
-        self._task = task
         self._packer = packer
-        self._collate = _collate.worker_collate(task.collate_fn, packer)
-        self._dataset = task.source
-        self._is_iterable = task.kind == torch.utils.data._DatasetKind.Iterable
+        self._take(task)
         self._pass = -1
         self._fetcher: Any = None
-        self._init_failure: Exception | None = None  # of worker_init_fn
-        self._failure: Exception | None = None  # of that, or of this pass's iter(dataset)
+        self._init_failure: _Failure | None = None  # of worker_init_fn
+        self._failure: _Failure | None = None  # of that, or of this pass's iter(dataset)
         self._ended = False
         self._shared_rng: Any = None
         self._who = -1, 0  # index and process id, once this is a worker
 
     def run(self, epoch: int, position: int, payload: Any) -> Any:
-        number, ordinal, base_seed, shared_seed, index = payload
+        number, ordinal, base_seed, shared_seed, index, update = payload
         _state.epoch = epoch
         packer = self._packer
         try:
@@ -94,9 +97,9 @@ class _Worker:
                     # A process before this one had begun, and where it was nobody knows.
                     self._find_out_who()
                     return (EXITED, position, *self._who, "where it was in its data set is lost")
-                self._begin(number, base_seed, shared_seed)
+                self._begin(number, base_seed, shared_seed, update)
             if self._failure is not None:
-                raise self._failure
+                raise self._failure[0].with_traceback(self._failure[1])
             if self._ended:
                 return (ENDED, position, *self._who)
             try:
@@ -121,25 +124,31 @@ class _Worker:
         self._who = worker[0], os.getpid()
         return worker[0]
 
-    def _begin(self, number: int, base_seed: int, shared_seed: int | None) -> None:
+    def _begin(self, number: int, base_seed: int, shared_seed: int | None, update: Any) -> None:
         """Sets this process up, or starts the data set anew."""
-        task = self._task
         is_first = self._pass == -1
         self._pass = number
         self._ended = False
         if is_first:
             index = self._find_out_who()
+            if update is not None:
+                try:
+                    self._take(pickle.loads(update)["task"])
+                except Exception as error:
+                    self._init_failure = error, error.__traceback__
+        task = self._task
+        if is_first:
             torch.set_num_threads(task.threads)
             seed = seed_worker(base_seed, index)
             self._seed_pipe(shared_seed)
             torch.utils.data._utils.worker._worker_info = torch.utils.data._utils.worker.WorkerInfo(
                 id=index, num_workers=task.num_workers, seed=seed, dataset=self._dataset
             )
-            if task.worker_init_fn is not None:
+            if task.worker_init_fn is not None and self._init_failure is None:
                 try:
                     task.worker_init_fn(index)
                 except Exception as error:
-                    self._init_failure = error
+                    self._init_failure = error, error.__traceback__
         else:
             self._seed_pipe(shared_seed)
         self._failure = self._init_failure
@@ -149,7 +158,13 @@ class _Worker:
                     task.kind, self._dataset, task.auto_collation, self._collate, task.drop_last
                 )
             except Exception as error:
-                self._failure = error
+                self._failure = error, error.__traceback__
+
+    def _take(self, task: WorkerTask) -> None:
+        self._task = task
+        self._collate = _collate.worker_collate(task.collate_fn, self._packer)
+        self._dataset = task.source
+        self._is_iterable = task.kind == torch.utils.data._DatasetKind.Iterable
 
     def _seed_pipe(self, shared_seed: int | None) -> None:
         """A data pipe shuffles by a seed that all its workers share."""

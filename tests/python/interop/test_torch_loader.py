@@ -140,19 +140,6 @@ def test_fresh_processes_give_the_same(persistent: bool) -> None:
     assert same(ours, passes(data.DataLoader(Drawing(), **settings), 3))
 
 
-def test_a_changed_data_set_reaches_the_next_pass() -> None:
-    items = [1, 2, 3]
-    loader = stook.torch.DataLoader(items, num_workers=1)
-    assert [batch.tolist() for batch in loader] == [[1], [2], [3]]
-    first = loader._crews._idle[0]
-    items.append(4)
-    assert [batch.tolist() for batch in loader] == [[1], [2], [3], [4]]
-    second = loader._crews._idle[0]
-    assert second is not first
-    assert [batch.tolist() for batch in loader] == [[1], [2], [3], [4]]
-    assert loader._crews._idle[0] is second
-
-
 def test_getitems_loads_a_batch_at_once() -> None:
     got = assert_both_alike(Batched, num_workers=2, batch_size=4)
     assert got[0][0][1].tolist() == [4, 4, 4, 4]

@@ -107,6 +107,17 @@ def _refuse(worker: int) -> None:
     raise RuntimeError(f"worker {worker} refuses")
 
 
+def test_an_error_of_every_job_has_one_text() -> None:
+    for dataset, init in ((Indices(), _refuse), (RefusingToIterate(), None)):
+        batches = iter(loader(dataset, worker_init_fn=init, num_workers=1))
+        texts = []
+        for _ in range(4):
+            with pytest.raises(RuntimeError) as caught:
+                next(batches)
+            texts.append(str(caught.value))
+        assert len(set(texts)) == 1
+
+
 class RefusingToIterate(data.IterableDataset):
     def __iter__(self) -> Any:
         raise RuntimeError("Error in __iter__")
