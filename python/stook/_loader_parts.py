@@ -258,7 +258,7 @@ def task_from(
     rest = (transforms, plan.batch_size, collate, plan.seed, policy)
     if isinstance(dealing, ShardedDealing):
         return SourceTask(source, *rest, shard=plan.shard, drop_remainder=plan.drop_remainder)
-    return LoaderTask(source if indexed else None, *rest)
+    return LoaderTask(source if indexed else None, *rest, plan.shard)
 
 
 def _workers_of(options: MultiprocessingOptions | MultithreadingOptions) -> int:

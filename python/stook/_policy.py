@@ -14,11 +14,11 @@ import math
 import os
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _core, _random
+from ._batch_rows import Assembled, Grouped, Listed, Rows
 from ._element_errors import SKIP, Report
 from .errors import ElementError, ElementTimeout, WorkerDied, death_detail, for_consumer
 from .worker_info import _state
@@ -174,6 +174,31 @@ class _Items:
         del item  # which a traceback would hold
         raise ElementTimeout(position, seconds, None, index)
 
+    def assemble(
+        self,
+        rows: Rows,
+        collate: Callable[[list[Any]], Any] | None,
+        position: int,
+        number: int,
+        losses: Sequence[Loss],
+    ) -> Any:
+        """The element of what rows there are; for losses and time it is their last item."""
+        seconds = self._seconds
+        self.begin_item(number)
+        if losses:
+            self.fail_if_lost(losses, position, None, number)
+        begin = 0.0 if seconds is None else time.monotonic()
+        try:
+            element = rows.finish()
+        except MemoryError as error:  # every batch would be left out, one after the other
+            raise _FatalError(error) from None
+        if collate is not None:
+            element = collate(element)
+        if seconds is not None and time.monotonic() - begin > seconds:
+            del element
+            raise ElementTimeout(position, seconds, None)
+        return element
+
 
 class _FatalError(Exception):
     """Something that no policy is asked about."""
@@ -230,9 +255,10 @@ def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
     collate = task.collate
     assembler = task.assembler
     fill = items.policy.fill
-    drop_remainder = items.policy.drop_remainder
+    drops = fill and items.policy.drop_remainder
     majority = items.policy.on_error == "skip"
     most_errors = math.inf if items.policy.most_errors is None else items.policy.most_errors
+    step = task.shard[1]
     state = _state
 
     def run(epoch: int, position: int, payload: Any, losses: Sequence[Loss] = ()) -> Any:
@@ -241,15 +267,16 @@ def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
         further: Callable[[int], int | None] | None = None
         if fill:
             further, *payload = payload
+        # With `fill`, too: fewer than batch_size are dealt where the epoch has no more.
         planned = len(payload)
-        start = position * batch_size
-        rows: _Rows
+        start = task.first_place(position)
+        rows: Rows
         if collate is not None:
-            rows = _Listed()
+            rows = Listed()
         elif majority:
-            rows = _Grouped(batch_size, assembler)
+            rows = Grouped(planned, assembler)
         else:
-            rows = _Assembled(batch_size, assembler)
+            rows = Assembled(planned, assembler)
         failed = 0
         number = 0
         while number < planned or (
@@ -258,11 +285,13 @@ def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
             item: Any = payload[number] if number < planned or further is None else further(number)
             if further is not None and item is None:
                 break
-            index = item if items.indexed else start + number
+            index = item if items.indexed else start + number * step
             value, replaced = items.get(epoch, position, item, index, number, losses)
             failed += replaced
             try:
                 rows.add(number, index, value)
+            except MemoryError as error:  # for the batch: another item would fail alike
+                raise for_consumer(error, position, None, None, _worker())  # noqa: B904
             except BaseException as error:
                 if replaced:  # another failure of the same item: nobody is asked again
                     raise for_consumer(error, position, index, number, _worker())  # noqa: B904
@@ -274,120 +303,16 @@ def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
                     raise for_consumer(again, position, index, number, _worker())  # noqa: B904
             del value
             number += 1
-        failed += rows.outvoted()
         consumed = None if number == planned else number
-        if len(rows) == 0 or (fill and drop_remainder and len(rows) < batch_size):
-            return Report(SKIP, failed, consumed)
+        if len(rows) == 0 or (drops and len(rows) < batch_size):
+            return Report(SKIP, failed + rows.outvoted(), consumed)
         try:
-            items.begin_item(number)
-            if losses:
-                items.fail_if_lost(losses, position, None, number)
-            made = rows.finish()
-            element = made if collate is None else collate(made)
+            element = items.assemble(rows, collate, position, number, losses)
         except BaseException as error:
             element = items.settle(error, position, None)
             failed += 1
+        failed += rows.outvoted()
         # Like all that is in this frame, `element` goes with it.
         return element if failed == 0 and consumed is None else Report(element, failed, consumed)
 
     return run
-
-
-class _Rows(ABC):
-    """What of a batch is there: `SKIP` takes a number, but no row."""
-
-    @abstractmethod
-    def add(self, number: int, index: int, value: Any) -> None:
-        """Takes the item of that number; another one after it has raised."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def finish(self) -> Any:
-        """The batch, which this object then no longer holds."""
-
-    def outvoted(self) -> int:
-        """How many items were taken that will not be in the batch."""
-        return 0
-
-
-class _Listed(_Rows):
-    """For a `collate` of the user's."""
-
-    def __init__(self) -> None:
-        self._items: list[Any] = []
-
-    def add(self, number: int, index: int, value: Any) -> None:
-        if value is not SKIP:
-            self._items.append(value)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def finish(self) -> list[Any]:
-        items, self._items = self._items, []
-        return items
-
-
-class _Assembled(_Rows):
-    """Each item must be like the first."""
-
-    def __init__(self, capacity: int, assembler: Any) -> None:
-        self._indices: list[int] = []
-        self._batch = assembler(self._indices, capacity)
-
-    def add(self, number: int, index: int, value: Any) -> None:
-        if number == len(self._indices):
-            self._indices.append(index)
-        self._batch.add(value)
-
-    def __len__(self) -> int:
-        return len(self._batch)
-
-    def finish(self) -> Any:
-        return self._batch.finish()
-
-
-class _Grouped(_Rows):
-    """Items that are not alike are kept apart, and those that are most become the batch.
-
-    So it does not matter whether the one item that is unlike the others comes first.
-    """
-
-    def __init__(self, capacity: int, assembler: Any) -> None:
-        self._capacity = capacity
-        self._assembler = assembler
-        self._indices: list[int] = []
-        self._unfit = 0
-        self._groups = [assembler(self._indices, capacity)]
-
-    def add(self, number: int, index: int, value: Any) -> None:
-        self._indices.append(index)
-        taken = False
-        for group in self._groups:
-            try:
-                group.add(SKIP if taken else value)
-                taken = True
-            except ValueError:
-                group.add(SKIP)
-        if taken:
-            return
-        group = self._assembler(self._indices, self._capacity)
-        for _ in range(number):
-            group.add(SKIP)
-        try:
-            group.add(value)
-        except ValueError:
-            group.add(SKIP)  # it fits nowhere, not even with itself
-            self._unfit += 1
-        self._groups.append(group)
-
-    def __len__(self) -> int:
-        return max(map(len, self._groups))
-
-    def finish(self) -> Any:
-        return max(self._groups, key=len).finish()
-
-    def outvoted(self) -> int:
-        return sum(map(len, self._groups)) - len(self) + self._unfit

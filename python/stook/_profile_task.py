@@ -48,6 +48,7 @@ class _TimedTask(LoaderTask):
             None if task.collate is None else _core.Stage(core, COLLATE, task.collate),
             task.seed,
             task.policy,
+            task.shard,
         )
         self.assembler: Any = functools.partial(_TimedAssembler, core)
 

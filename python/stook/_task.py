@@ -36,6 +36,7 @@ class LoaderTask:
       collate: Makes an element of the list of a batch's items, or `None` for `collate.Assembler`.
       seed: What the random draws of user code depend on, or `None` to leave the generators alone.
       policy: What is done about items that fail.
+      shard: Index and count; only what items of an iterable are called depends on it.
       profile: Where figures are kept, or `None`: nothing is timed.
       assembler: What makes a batch where `collate` is `None`.
 
@@ -47,7 +48,16 @@ class LoaderTask:
     says otherwise. What it returns is an element, `SKIP`, or a `Report` with either.
     """
 
-    __slots__ = ("batch_size", "collate", "policy", "profile", "seed", "source", "transforms")
+    __slots__ = (
+        "batch_size",
+        "collate",
+        "policy",
+        "profile",
+        "seed",
+        "shard",
+        "source",
+        "transforms",
+    )
 
     assembler: Any = Assembler
 
@@ -59,6 +69,7 @@ class LoaderTask:
         collate: Callable[[list[Any]], Any] | None = None,
         seed: int | None = None,
         policy: Policy = DEFAULT_POLICY,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.source = source
         self.transforms = tuple(transforms)
@@ -66,6 +77,7 @@ class LoaderTask:
         self.collate = collate
         self.seed = seed
         self.policy = policy
+        self.shard = shard
         self.profile: Any = None
 
     def __call__(self, epoch: int, position: int, payload: Any) -> Any:
@@ -105,6 +117,42 @@ class LoaderTask:
         else:
             run = self._bind_single(begin, self._load_function())
         return run if where == "worker" else put_back(run)
+
+    def first_place(self, number: int) -> int:
+        """What the first item of an element of an iterable is called: its number in the epoch.
+
+        The others follow in steps of the number of shards.
+
+        Args:
+          number: Of the element, among those of all shards.
+        """
+        # An element of this shard has the number `whole + index + k * count`, and its first item
+        # the place `whole * size + index + k * size * count`: the rest of an epoch that is dealt to
+        # other shards begins behind so many `whole` elements of the old ones.
+        size = self.batch_size or 1
+        return number * size - self.shard[0] * (size - 1)
+
+    def index_of(self, number: int, payload: Any, item: int) -> int | None:
+        """What an item of an element is called: its index in the source, or number in the epoch.
+
+        Args:
+          number: Of the element, among those of all shards.
+          payload: Of the element.
+          item: The item's number in the batch, if the element is one; 0 otherwise.
+
+        Returns:
+          `None` where `item` is the assembling behind the last one.
+        """
+        if self.policy.fill:
+            index: int | None = payload[0](item)
+            return index
+        if self.batch_size is None:
+            return number if self.source is None else payload
+        if item >= len(payload):
+            return None
+        if self.source is None:
+            return self.first_place(number) + item * self.shard[1]
+        return payload[item]  # type: ignore[no-any-return]
 
     def _load_function(self) -> Callable[[Any], Any]:
         """What makes one item of a batch's payload, or a single item of the whole payload."""
@@ -150,7 +198,7 @@ class LoaderTask:
 
     def _bind_batch(self, begin: _Begin, load: Callable[[Any], Any]) -> BoundTask:
         indexed = self.source is not None
-        batch_size = self.batch_size or 1
+        step = self.shard[1]
         collate = self.collate
         assembler = self.assembler
         state = _state
@@ -163,8 +211,10 @@ class LoaderTask:
             state.epoch = epoch
             begin(epoch, position)
             count = len(payload)
-            start = position * batch_size
-            indices: Sequence[int] = payload if indexed else range(start, start + count)
+            indices: Sequence[int] = payload
+            if not indexed:
+                start = self.first_place(position)
+                indices = range(start, start + count * step, step)
             batch = assembler(indices) if collate is None else _Gathered()
             item: int | None = None
             try:

@@ -388,14 +388,8 @@ class ThreadIterator(LoaderIterator):
             self._jobs_out[number] = again
             self._crew.jobs.put(partial(_make, shared, number, again))
             return
-        payload = job.payload
-        if self._filled is not None:
-            index = payload[0](item)
-        else:
-            index = payload[item] if isinstance(payload, tuple) and item < len(payload) else payload
-        error = ElementTimeout(
-            job.position, timeout, None, index if isinstance(index, int) else None
-        )
+        index = shared.task.index_of(job.position, job.payload, item)
+        error = ElementTimeout(job.position, timeout, None, index)
         shared.done[number] = False, error
 
     def _next_number(self) -> int | None:

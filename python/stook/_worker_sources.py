@@ -87,7 +87,7 @@ class SourceTask(LoaderTask):
       drop_remainder: Leave out the last batch of a shard if it is shorter.
     """
 
-    __slots__ = ("drop_remainder", "shard")
+    __slots__ = ("drop_remainder",)
 
     def __init__(
         self, *arguments: Any, shard: tuple[int, int] = (0, 1), drop_remainder: bool = False
@@ -103,6 +103,12 @@ class SourceTask(LoaderTask):
     def drawing(self, take: Callable[..., Any]) -> Callable[..., Any]:
         """The function that draws the items of an element; profiles time it."""
         return take
+
+    def index_of(self, number: int, payload: Any, item: int) -> int | None:
+        # The items of a shard are counted in the worker alone, as bind() has it.
+        if self.batch_size is None:
+            return number
+        return None if item >= len(payload) else number * self.batch_size + item
 
     def bind(self, where: str = "worker") -> BoundTask:
         if self.profile is not None:

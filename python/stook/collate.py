@@ -79,6 +79,9 @@ class Assembler:
         Raises:
           ValueError: It differs from the first in form, dtype or shape, or holds an integer that
             int64 cannot. The message names the leaf, the item, and both values.
+          MemoryError: There is no room for the batch.
+          Exception: What an item's own code raises, such as comparing keys. In any case the item is
+            not in the batch.
         """
         if item is SKIP:
             self._skipped += 1
@@ -89,11 +92,13 @@ class Assembler:
                 self._root = _node_for(item, self._capacity)
                 self._first = self._skipped
             self._root.put(position, item)
-        except _MismatchError as mismatch:
+        except BaseException as error:
             if position == 0:
                 self._root = None  # it has the form of this item, which is not in the batch
+            if not isinstance(error, _MismatchError):
+                raise
             # Not chained: the mismatch is how the message was found, not what went wrong before.
-            raise ValueError(self._describe(mismatch)) from None
+            raise ValueError(self._describe(error)) from None
         self._added = position + 1
 
     def finish(self) -> Any:
@@ -170,7 +175,7 @@ class _Node(ABC):
 
     @abstractmethod
     def shorten(self, count: int) -> None:
-        """Keeps the first `count` items alone, in memory that has no room for more."""
+        """Keeps the first `count` items alone."""
 
     @abstractmethod
     def take(self) -> Any:
@@ -206,7 +211,11 @@ class _ArrayNode(_Node):
             raise _MismatchError(f"the integer {value}", "", _INT64) from None
 
     def shorten(self, count: int) -> None:
-        self._out = self._out[:count].copy()
+        if 2 * count < len(self._out):  # most of a worker's block would be held for nothing
+            self._out = self._out[:count].copy()
+        else:
+            # In place, also in a worker's arena; nobody has seen this array.
+            self._out.resize((count, *self._out.shape[1:]), refcheck=False)
 
     def take(self) -> Any:
         return self._out
@@ -225,7 +234,11 @@ class _TensorNode(_Node):
         self._torch = torch
         # Its form is all that is needed of the first; an empty one does not hold the item.
         self._first = (value.dtype, tuple(value.shape), value.device)
-        self._out = torch.empty((count, *value.shape), dtype=value.dtype, device=value.device)
+        shape = (count, *value.shape)
+        try:
+            self._out = torch.empty(shape, dtype=value.dtype, device=value.device)
+        except RuntimeError as error:  # as torch has it
+            raise MemoryError(f"no room for a batch of {count} items: {error}") from error
 
     def put(self, position: int, value: Any) -> None:
         if not _is_tensor(value, self._torch):
@@ -238,7 +251,8 @@ class _TensorNode(_Node):
         self._out[position].copy_(value.detach())
 
     def shorten(self, count: int) -> None:
-        self._out = self._out[:count].clone()
+        part = self._out[:count]
+        self._out = part.clone() if 2 * count < len(self._out) else part
 
     def take(self) -> Any:
         return self._out

@@ -92,7 +92,7 @@ class ElementTimeout(StookError, TimeoutError):  # noqa: N818 (a state)
     """An element took longer than the `timeout` of the options; also a `TimeoutError`.
 
     Attributes:
-      index: Number of the element within its epoch, or `None`.
+      index: Number of the element within its epoch, or `None`; as that of an `ElementError`.
       seconds: What it was allowed.
       worker: Index of the worker, which was killed; `None` where no worker process ran it.
       item_index: Index in the source of the item that took so long, or `None` if that is not known.
@@ -138,10 +138,12 @@ class ElementError(StookError):
     `DataLoader` is given, for errors of any type. The `__cause__` is the error itself.
 
     Attributes:
-      index: Number of the element within its epoch, or `None`.
+      index: Number of the element within its epoch, or `None`; with shards, among those of all of
+        them: element `k` of shard `i` of `count` has the number `k * count + i`.
       worker: Index of the worker process that ran it, or `None` where there was none.
       item_index: Index in the source of the item that failed (of an iterable, its number within the
-        epoch), or `None`: then it was not one item that failed, but the assembling of a batch.
+        epoch, of all shards), or `None`: then it was not one item that failed, but the assembling
+        of a batch.
     """
 
     def __init__(
