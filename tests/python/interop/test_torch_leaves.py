@@ -22,6 +22,7 @@ from tensor_cases import (
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch"),
+    pytest.mark.filterwarnings("ignore:(Sparse CSR tensor|ComplexHalf) support:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jagged:UserWarning"),
     pytest.mark.leaves("torch keeps the threads of its first parallel operation", "threads"),
 ]
