@@ -17,6 +17,7 @@ from ._source import is_iterator
 from ._state import Place
 from .errors import StookError
 from .options import _shown
+from .sampler import WeightedDraws
 
 __all__ = ["DrawnDealing", "SamplerDealing"]
 
@@ -150,6 +151,9 @@ class _DrawnJobs(Jobs):
         start = self.start
         skip = iter(start.ahead)
         left_out = next(skip, None)
+        # A job with some behind it that were delivered before. These are passed over first: once it
+        # is delivered, they are what the pass stands behind, also at an epoch's end.
+        held: tuple[int, int, Any] | None = None
         ordinal = 0
         position, first_place, source = start.position, start.first_place, start.source
         origin = self._dealing.origin
@@ -163,6 +167,11 @@ class _DrawnJobs(Jobs):
             for payload in self._payloads(epoch, position, first_place, source, ordinal):
                 if ordinal == left_out:
                     left_out = next(skip, None)
+                    if held is not None and ordinal + 1 != left_out:
+                        job, held = held, None
+                        yield job
+                elif ordinal + 1 == left_out:
+                    held = epoch, number, payload
                 else:
                     yield epoch, number, payload
                 ordinal += 1
@@ -179,6 +188,8 @@ class _DrawnJobs(Jobs):
             if source is not None:
                 at_end = source[1] is None and state_methods(origin) is not None
                 source = (source[0], 0) if at_end else None
+        if held is not None:  # the state says more than there is
+            yield held
         self._ended = True
 
     def _payloads(
@@ -296,9 +307,8 @@ def _pass_over(
         raise ValueError(
             f"{_OWNER}: the state stands at item {place}, and no iterable goes that far"
         )
-    advance = getattr(given, "_advance", None)  # as the iterator of WeightedSampler has it
-    if advance is not None:
-        advance(place - drawn)
+    if isinstance(given, WeightedDraws):
+        given.advance(place - drawn)
         return
     found = drawn + _count(itertools.islice(given, max(0, taken - drawn)))
     if found < taken:

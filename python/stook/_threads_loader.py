@@ -7,25 +7,23 @@ full window is the only thing that is waited for.
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from ._async_iteration import ABSENT, Waiters
+from ._async_iteration import ABSENT, SOON, Waiters
 from ._deliveries import CLOSED, Counts, Deliveries
 from ._element_errors import SKIP
 from ._filled_plan import FilledPlan
 from ._iterator import LoaderIterator
 from ._locks import renew_lock_in_child
-from ._policy import progress
 from ._state import ordinals
 from ._task import LoaderTask
-from ._threads_crew import GRACE_SECONDS, LONGEST_SLEEP, Crew, end_if_forked
+from ._threads_crew import GRACE_SECONDS, LONGEST_SLEEP, Crew
+from ._threads_job import Job, Shared, make
 from ._threads_rng import GlobalDraws
-from .errors import ElementError, ElementTimeout, StookError, TooManyErrors
+from .errors import ElementTimeout, StookError, TooManyErrors
 from .options import MultithreadingOptions
 from .stats import LoaderStats
 
@@ -73,7 +71,7 @@ class LoaderThreads:
         )
         return ThreadIterator(
             jobs,
-            _Pass(task, Waiters()),
+            Shared(task, Waiters()),
             self._crew,
             options.num_threads * (options.per_thread_buffer_size + 1),
             ordered,
@@ -93,90 +91,6 @@ class LoaderThreads:
             self._crew.join(GRACE_SECONDS)
 
 
-class _Job:
-    """A job that was dealt and is not delivered.
-
-    `began` is written by its thread and read by the consumer; the rest belongs to the consumer,
-    `given_up`, `void` and `ended` to whoever holds the pass's lock.
-    """
-
-    __slots__ = ("began", "ended", "epoch", "given_up", "losses", "payload", "position", "void")
-
-    def __init__(self, epoch: int, position: int, payload: Any, *_: Any) -> None:
-        self.epoch = epoch
-        self.position = position
-        self.payload = payload
-        self.losses: tuple[Any, ...] = ()
-        # Number of the item under way and when it was begun, as _policy.py notes it.
-        self.began: list[tuple[int, float] | None] = [None]
-        self.given_up = False  # by the consumer, who does not want what its thread brings
-        self.void = False  # nor this, but then the thread is to go on
-        self.ended = False
-
-
-class _Pass:
-    """What consumer and threads share of one pass.
-
-    `done` is written by the threads and read by the consumer, `over` the other way round; both
-    under `changed`. `dict` keeps the order in which elements came.
-    """
-
-    __slots__ = ("changed", "done", "over", "pid", "policy", "run", "task", "waiters")
-
-    def __init__(self, task: LoaderTask, waiters: Waiters) -> None:
-        self.task = task
-        self.waiters = waiters
-        self.run = task.bind(where="thread")
-        self.policy = task.policy
-        self.pid = os.getpid()
-        # On a reentrant lock: a finalizer may close the loader of this pass in the middle of it.
-        self.changed = threading.Condition()
-        self.done: dict[int, tuple[bool, Any]] = {}
-        self.over = False
-
-
-def _make(
-    shared: _Pass, number: int, job: _Job, _refused: BaseException | None = None
-) -> bool | None:
-    """In a thread: makes an element, or its error."""
-    if shared.over:
-        return None
-    if job.void:
-        with shared.changed:
-            job.ended = True
-        return None
-    losses = (job.losses,) if job.losses else ()
-    progress.cell = job.began
-    try:
-        element = shared.run(job.epoch, job.position, job.payload, *losses)
-    except KeyboardInterrupt as error:
-        # Ctrl-C comes to the main thread. This was raised by user code, and would end the program.
-        wrapped = ElementError(
-            f"KeyboardInterrupt was raised while loading element {job.position}: {error!r}",
-            job.position,
-        )
-        wrapped.__cause__ = error
-        ended = _put(shared, number, job, False, wrapped)
-        del wrapped  # which holds this frame
-    except BaseException as error:
-        ended = _put(shared, number, job, False, error)
-    else:
-        ended = _put(shared, number, job, True, element)
-    progress.cell = None
-    return ended
-
-
-def _put(shared: _Pass, number: int, job: _Job, success: bool, value: Any) -> bool:
-    end_if_forked(shared.pid, None if success else value)
-    with shared.changed:
-        job.ended = True
-        if not shared.over and not job.given_up and not job.void:
-            shared.done[number] = success, value
-            shared.changed.notify()
-            shared.waiters.tell()
-        return job.given_up
-
-
 class ThreadIterator(LoaderIterator):
     """A pass whose elements come from threads."""
 
@@ -185,7 +99,7 @@ class ThreadIterator(LoaderIterator):
     def __init__(
         self,
         jobs: Iterator[Any],
-        shared: _Pass,
+        shared: Shared,
         crew: Crew,
         window: int,
         ordered: bool,
@@ -195,20 +109,22 @@ class ThreadIterator(LoaderIterator):
     ) -> None:
         self._jobs: Iterator[Any] | None = jobs  # None once it has ended
         self._filled = jobs if isinstance(jobs, FilledPlan) else None
-        self._void: list[_Job] = []  # that threads may have in hand still
+        self._void: list[Job] = []  # that threads may have in hand still
         self._source_error: BaseException | None = None  # what it ended by, to be raised last
         self._shared = shared
         self._crew = crew
         self._window = window
         self._ordered = ordered
         self._deliveries = deliveries
-        self._jobs_out: dict[int, _Job] = {}  # dealt and not delivered
+        self._jobs_out: dict[int, Job] = {}  # dealt and not delivered
         self._draws = draws
         self._dealt = 0  # jobs given to the threads
-        self._lowest = 0  # element not yet delivered: the window is counted from it
-        self._ahead: set[int] = set()  # delivered above it
+        # The lowest job not delivered, from which the window is counted, and those delivered above
+        # it. Replaced as one: signal handlers and other threads read it, without a lock.
+        self._gone: tuple[int, frozenset[int]] = (0, frozenset())
         self._skip = skip  # ordinals that are not dealt
         self._busy = False
+        self._in_next = False  # a thread holds the lock until there is an element
         self._closed = False
         self._over = False  # by too many errors
         # Threads may share one iterator; they take turns.
@@ -217,14 +133,20 @@ class ThreadIterator(LoaderIterator):
     def __next__(self) -> Any:
         try:
             with self._lock:
-                return self._take(True)
+                self._in_next = True
+                try:
+                    return self._take(True)
+                finally:
+                    self._in_next = False
         finally:
             self._shared.waiters.tell()
             del self  # which a traceback would hold
 
     def _look(self) -> Any:
         if not self._lock.acquire(blocking=False):
-            return ABSENT  # a thread is in next(), and tells at its end
+            # A thread in next() tells at its end. Another look, by the loop of another thread, does
+            # so if it has found something alone.
+            return ABSENT if self._in_next else SOON
         try:
             return self._take(False)
         finally:
@@ -289,7 +211,7 @@ class ThreadIterator(LoaderIterator):
                     # First, so that Ctrl-C in between does not leave the next call waiting for it.
                     self._advance(number)
                     return (number, *shared.done.pop(number))
-                if self._lowest == self._dealt and self._jobs is None:
+                if self._gone[0] == self._dealt and self._jobs is None:
                     shared.over = True
                     error, self._source_error = self._source_error, None
                     raise StopIteration if error is None else error
@@ -377,16 +299,16 @@ class ThreadIterator(LoaderIterator):
                 self._crew.replace_one()
         return wake
 
-    def _give_up(self, number: int, job: _Job, item: int, timeout: float) -> None:
+    def _give_up(self, number: int, job: Job, item: int, timeout: float) -> None:
         """Leaves a thread to itself; the rest of the job is another one's, or there is none."""
         shared = self._shared
         job.given_up = True
         self._crew.replace_one()
         if shared.policy.takes_losses:
-            again = _Job(job.epoch, job.position, job.payload)
+            again = Job(job.epoch, job.position, job.payload)
             again.losses = (*job.losses, (item, None, 0, 0, 1, True, False))
             self._jobs_out[number] = again
-            self._crew.jobs.put(partial(_make, shared, number, again))
+            self._crew.jobs.put(partial(make, shared, number, again))
             return
         index = shared.task.index_of(job.position, job.payload, item)
         error = ElementTimeout(job.position, timeout, None, index)
@@ -396,18 +318,25 @@ class ThreadIterator(LoaderIterator):
         """The number of the element to deliver, if it is there."""
         done = self._shared.done
         if self._ordered:
-            return self._lowest if self._lowest in done else None
+            lowest = self._gone[0]
+            return lowest if lowest in done else None
         return next(iter(done), None)
 
     def _advance(self, number: int) -> None:
-        self._ahead.add(number)
-        while self._lowest in self._ahead:
-            self._ahead.remove(self._lowest)
-            self._lowest += 1
+        lowest, ahead = self._gone
+        if number != lowest:
+            self._gone = lowest, ahead | {number}
+            return
+        lowest += 1
+        if ahead:
+            while lowest in ahead:
+                lowest += 1
+            ahead = frozenset(other for other in ahead if other > lowest)
+        self._gone = lowest, ahead
 
     def _deal(self) -> None:
         """Gives the threads as many jobs as the window allows."""
-        while self._jobs is not None and self._dealt - self._lowest < self._window:
+        while self._jobs is not None and self._dealt - self._gone[0] < self._window:
             if self._closed:
                 return
             try:
@@ -421,9 +350,9 @@ class ThreadIterator(LoaderIterator):
                 self._jobs = None
                 self._source_error = error
                 return
-            dealt = _Job(*job)
+            dealt = Job(*job)
             self._jobs_out[self._dealt] = dealt
-            self._crew.jobs.put(partial(_make, self._shared, self._dealt, dealt))
+            self._crew.jobs.put(partial(make, self._shared, self._dealt, dealt))
             self._dealt += 1
 
     def close(self) -> None:
@@ -442,7 +371,7 @@ class ThreadIterator(LoaderIterator):
                 shared.waiters.tell()
 
     def delivered(self) -> tuple[int, list[int]]:
-        return ordinals(self._skip, self._lowest, self._ahead)
+        return ordinals(self._skip, *self._gone)
 
     def next_item(self) -> tuple[int, int, int]:
         assert self._filled is not None
@@ -468,13 +397,13 @@ class ThreadIterator(LoaderIterator):
                 before.done.clear()
                 self._jobs_out.clear()
                 self._void.clear()
-                self._shared = _Pass(before.task, before.waiters)
+                self._shared = Shared(before.task, before.waiters)
                 self._jobs = jobs
                 self._filled = jobs if isinstance(jobs, FilledPlan) else None
                 self._source_error = None
                 self._over = False
-                self._dealt = self._lowest = 0
-                self._ahead = set()
+                self._dealt = 0
+                self._gone = 0, frozenset()
                 self._skip = skip
 
     def stats(self) -> LoaderStats:

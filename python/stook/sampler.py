@@ -101,7 +101,7 @@ class WeightedSampler:
 
     def __iter__(self) -> Iterator[int]:
         """The indices of the epoch that `set_epoch` named last, or of epoch 0."""
-        return _Draws(self, self._epoch)
+        return WeightedDraws(self, self._epoch)
 
     def __repr__(self) -> str:
         return (
@@ -138,7 +138,7 @@ class WeightedSampler:
         return ordered
 
 
-class _Draws(Iterator[int]):
+class WeightedDraws(Iterator[int]):
     """The draws of one epoch."""
 
     def __init__(self, sampler: WeightedSampler, epoch: int) -> None:
@@ -161,7 +161,7 @@ class _Draws(Iterator[int]):
         self._next += 1
         return self._drawn[place]
 
-    def _advance(self, count: int) -> None:
+    def advance(self, count: int) -> None:
         """Leaves out so many draws, without making them; see `_drawn_jobs`."""
         self._next += count
 

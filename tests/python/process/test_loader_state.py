@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +22,7 @@ def make(index: int) -> Any:
         raise (ValueError, StopIteration, KeyboardInterrupt)[index // 5](index)
     if index % 7 == 6:
         return stook.SKIP
-    return index, random.random()
+    return index, stook.rng().random()
 
 
 class Items:
@@ -59,7 +59,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sampler": {"sampler": Backwards()},
     "sampler batches": {"sampler": Backwards(), "batch_size": 3, "num_epochs": 3},
 }
-WORKERS = [(0, 1), (1, 1), (2, 1), (2, 3), (5, 2)]
+WORKERS = [(0, 1), (1, 1), (2, 1), (2, 3), (5, 2), (-1, 1), (-3, 2)]  # below 0: threads
+
+
+@contextlib.contextmanager
+def loader_of(
+    workers: int, buffer: int, source: Any, *transform: Any, **settings: Any
+) -> Iterator[stook.DataLoader]:
+    """A loader with so many workers or threads; it is closed at the end."""
+    if workers < 0:
+        options = stook.MultithreadingOptions(-workers, per_thread_buffer_size=buffer)
+        with stook.DataLoader(source, *transform, options=options, **settings) as loader:
+            yield loader
+    else:
+        sizes = {"num_workers": workers, "per_worker_buffer_size": buffer}
+        with made("fork", source, *transform, **sizes, **settings) as loader:
+            yield loader
 
 
 def outcome(elements: Any) -> Any:
@@ -96,8 +111,7 @@ def test_every_state_is_exact(name: str, workers: int, buffer: int) -> None:
     plain = outcomes(iter(stook.DataLoader(source, make, **settings)))
     assert len(plain) >= 4
     there = iter(stook.DataLoader(source, make, **settings))
-    sizes = {"num_workers": workers, "per_worker_buffer_size": buffer}
-    with made("fork", source, make, **sizes, **settings) as loader:
+    with loader_of(workers, buffer, source, make, **settings) as loader:
         elements = iter(loader)
         states = [saved(elements)]
         for expected in plain:
@@ -123,8 +137,7 @@ def test_without_an_order_each_element_comes_once(name: str, workers: int, buffe
     source, settings = arguments(SETTINGS[name])
     plain = sorted(map(repr, outcomes(iter(stook.DataLoader(source, make, **settings)))))
     there = iter(stook.DataLoader(source, make, **settings))
-    sizes = {"num_workers": workers, "per_worker_buffer_size": buffer}
-    with made("fork", source, make, **sizes, **settings, ordered=False) as loader:
+    with loader_of(workers, buffer, source, make, **settings, ordered=False) as loader:
         first = iter(loader)
         seen: list[str] = []
         states = [(saved(first), list(seen))]
@@ -143,7 +156,7 @@ def test_without_an_order_each_element_comes_once(name: str, workers: int, buffe
             assert sorted(before + more + rest) == plain
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 2, -2])
 def test_another_process_goes_on(run_python: RunPython, workers: int) -> None:
     code = """
         import json, sys
@@ -153,7 +166,10 @@ def test_another_process_goes_on(run_python: RunPython, workers: int) -> None:
             return index, stook.rng().random()
 
         def loader(workers):
-            options = stook.MultiprocessingOptions(num_workers=workers)
+            if workers < 0:
+                options = stook.MultithreadingOptions(-workers)
+            else:
+                options = stook.MultiprocessingOptions(num_workers=workers)
             return stook.DataLoader(
                 range(20), make, options=options, batch_size=3, shuffle=True, seed=None,
                 num_epochs=2, collate=lambda items: [index for index, _ in items],
@@ -204,10 +220,10 @@ class Closing:
             self.open -= 1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 2, -2])
 def test_what_was_dealt_before_is_let_go(workers: int) -> None:
     source = Closing()
-    with made("fork", source, num_workers=workers) as loader:
+    with loader_of(workers, 1, source) as loader:
         elements = iter(loader)
         state = elements.get_state()
         for _ in range(3):

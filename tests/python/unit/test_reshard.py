@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loader_cases import each_number_of_workers, loader
+from loader_cases import each_kind_of_workers, loader
 
 import stook
 
@@ -80,7 +80,7 @@ class Items:
         return iter(range(self.count))
 
 
-@each_number_of_workers
+@each_kind_of_workers
 @pytest.mark.parametrize("kind", [range, Items])
 def test_a_smaller_shard_at_the_end_of_its_epoch_leaves_the_others_last(
     workers: int, kind: Any
@@ -102,7 +102,7 @@ def test_a_smaller_shard_at_the_end_of_its_epoch_leaves_the_others_last(
     assert list(whole) == [6, *range(7)]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 2, -2])
 def test_a_sampler_that_gives_more_than_its_source_has_goes_on_in_other_shards(
     workers: int,
 ) -> None:

@@ -153,7 +153,7 @@ def test_leaving_out_draws_gives_the_rest(replacement: bool, left_out: int) -> N
     for taken in (0, 2):
         rest: Any = iter(sampler)
         head = [next(rest) for _ in range(taken)]
-        rest._advance(left_out - taken if left_out > taken else 0)
+        rest.advance(left_out - taken if left_out > taken else 0)
         assert head + list(rest) == plain[:taken] + plain[max(left_out, taken) :]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from loader_cases import each_number_of_workers, loader
+from loader_cases import each_kind_of_workers, loader
 
 import stook
 from stook._state import ordinals
@@ -97,7 +97,7 @@ def test_a_state_that_lacks_something_is_refused(key: str) -> None:
         stook.DataLoader(range(10), **SETTINGS).set_state(state)
 
 
-@each_number_of_workers
+@each_kind_of_workers
 def test_a_closed_iterator_tells_its_state_and_takes_none(workers: int) -> None:
     with loader(range(10), workers=workers) as made:
         elements = iter(made)
@@ -112,7 +112,7 @@ def test_a_closed_iterator_tells_its_state_and_takes_none(workers: int) -> None:
 # ---- the loader's own ----------------------------------------------------------------------------
 
 
-@each_number_of_workers
+@each_kind_of_workers
 def test_the_loaders_state_is_that_of_its_pass(workers: int) -> None:
     with loader(range(5), workers=workers, num_epochs=2) as made:
         fresh = made.get_state()
@@ -132,7 +132,7 @@ def test_the_loaders_state_is_that_of_its_pass(workers: int) -> None:
         assert len(list(made)) == 10
 
 
-@each_number_of_workers
+@each_kind_of_workers
 def test_a_loop_that_was_left_has_the_state_of_where(workers: int) -> None:
     with loader(range(5), workers=workers) as made:
         for element in made:
@@ -146,7 +146,7 @@ def test_a_loop_that_was_left_has_the_state_of_where(workers: int) -> None:
         assert made.get_state()["epoch"] == 1
 
 
-@each_number_of_workers
+@each_kind_of_workers
 def test_a_state_set_on_the_loader_is_for_the_iterator_and_for_the_next(workers: int) -> None:
     with loader(range(6), workers=workers) as made:
         elements = iter(made)
@@ -250,7 +250,17 @@ class Fresh:
         return Given(self.count)
 
 
-@each_number_of_workers
+class Items:
+    """An iterable without a state."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+
+@each_kind_of_workers
 @pytest.mark.parametrize("batch_size", [None, 3])
 @pytest.mark.parametrize("kind", [Counting, Fresh])
 def test_the_state_of_a_source_is_part_of_the_state(
@@ -281,6 +291,21 @@ def test_the_state_of_a_source_is_part_of_the_state(
             assert source.given == items, "none of those before is asked for"
 
 
+@each_kind_of_workers
+@pytest.mark.parametrize("kind", [Fresh, Items])
+def test_what_came_early_is_behind_the_state_beyond_an_epochs_end(workers: int, kind: Any) -> None:
+    with loader(kind(5), workers=workers, num_epochs=2) as made:
+        elements = iter(made)
+        # Of the second epoch 0 and 1 have come.
+        state = {**elements.get_state(), "position": 1, "ahead": [1, 3, 4, 5]}
+        rest = [1, 3, 2, 3, 4]
+        for taken in range(len(rest) + 1):
+            elements.set_state(state)
+            assert [next(elements) for _ in range(taken)] == rest[:taken]
+            elements.set_state(json.loads(json.dumps(elements.get_state())))
+            assert list(elements) == rest[taken:]
+
+
 def test_only_so_many_states_of_a_source_are_kept() -> None:
     made = stook.DataLoader(Counting(3000))
     elements: Any = iter(made)
@@ -291,7 +316,7 @@ def test_only_so_many_states_of_a_source_are_kept() -> None:
     assert next(elements) == 2500
 
 
-@each_number_of_workers
+@each_kind_of_workers
 def test_an_iterator_without_a_state_cannot_go_back_but_a_fresh_one_is_run_through(
     workers: int,
 ) -> None:
@@ -348,7 +373,7 @@ class Long:
         return index
 
 
-@each_number_of_workers
+@each_kind_of_workers
 @pytest.mark.parametrize("length", [10**12, 2**62])
 @pytest.mark.parametrize("batch_size", [None, 1000])
 def test_the_end_of_a_very_long_source(workers: int, length: int, batch_size: int | None) -> None:
@@ -366,7 +391,7 @@ def test_the_end_of_a_very_long_source(workers: int, length: int, batch_size: in
         assert next(each) == first
 
 
-@each_number_of_workers
+@each_kind_of_workers
 @pytest.mark.parametrize("length", [0, 1])
 @pytest.mark.parametrize("kind", [Long, lambda length: iter(range(length))])
 def test_hardly_any_elements(workers: int, length: int, kind: Any) -> None:
