@@ -178,14 +178,19 @@ class IMapIterator:
         self._pool: Waits | None = pool
         self._ordered = ordered
         self._on_taken = on_taken
-        # Under the lock: chunks that came, by their number; what is left of the chunk under way;
-        # how many chunks were taken, and how many there are, once that is known.
-        self._lock = threading.RLock()  # a signal handler may come between
+        # Held by who takes. Not by who brings: a signal handler may interrupt one that takes, and
+        # wait for other results of the same pool, whose threads must not wait for this lock then.
+        self._lock = threading.RLock()
+        # Chunks that came, by their number, and the numbers as they came (written by who brings);
+        # what is left of the chunk under way; how many chunks were taken.
         self._chunks: dict[int, Sequence[tuple[bool, Any]]] = {}
+        self._arrived: deque[int] = deque()
         self._items: deque[tuple[bool, Any]] = deque()
         self._taken = 0
+        # How many chunks there are, once that is known; why there will be no more.
         self._length: int | None = None
-        self._aborted = False
+        self._failure: BaseException | None = None
+        self._is_over = False
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -202,9 +207,13 @@ class IMapIterator:
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             with self._lock:
-                came = self._next_chunk() if not self._items else False
+                came = not self._items and not self._is_over and self._next_chunk()
                 outcome = self._items.popleft() if self._items else None
-                over = outcome is None and self._taken == self._length
+                over = outcome is None and (self._is_over or self._taken == self._length)
+                failure = self._failure
+                if outcome is None and not over and failure is not None:
+                    outcome = False, failure
+                    self._is_over = True
                 pool = self._pool
             if came and self._on_taken is not None:
                 self._on_taken()
@@ -231,46 +240,39 @@ class IMapIterator:
         return (
             bool(self._items)
             or self._taken == self._length
-            or (self._taken in self._chunks if self._ordered else bool(self._chunks))
+            or self._failure is not None
+            or self._is_over
+            or (self._taken in self._chunks if self._ordered else bool(self._arrived))
         )
 
     def _next_chunk(self) -> bool:
         """Begins the chunk whose turn it is, if it is there."""
-        if not self._chunks:
-            return False
-        number = self._taken if self._ordered else next(iter(self._chunks))
-        if number not in self._chunks:
-            return False
-        # In this order, Ctrl-C in between may lose results, as anywhere, but never leave the next
-        # call waiting for what is gone.
+        # Without calls: in one, a signal handler may come here, too, or raise.
+        chunks, arrived, items = self._chunks, self._arrived, self._items
+        if self._ordered:
+            number = self._taken
+            if number not in chunks:
+                return False
+        else:
+            if not arrived:
+                return False
+            number = arrived[0]
+            del arrived[0]
+        items += chunks[number]
+        del chunks[number]
         self._taken += 1
-        self._items.extend(self._chunks.pop(number))
         return True
 
     def _put(self, number: int, outcomes: Sequence[tuple[bool, Any]]) -> None:
         """Takes the outcomes (success, result or exception) of a chunk; numbers run from 0."""
-        with self._lock:
-            if not self._aborted:
-                self._chunks[number] = outcomes
+        self._chunks[number] = outcomes
+        if not self._ordered:
+            self._arrived.append(number)
 
     def _end(self, length: int) -> None:
         """Says how many chunks there are in all."""
-        with self._lock:
-            if not self._aborted:
-                self._length = length
+        self._length = length
 
     def _abort(self, error: BaseException) -> None:
         """Ends it with an error where the first result is missing, unless none is."""
-        with self._lock:
-            number = self._taken + len(self._chunks)
-            if number == self._length:
-                return
-            if self._ordered:
-                number = self._taken
-                while number in self._chunks:
-                    number += 1
-                self._chunks = {kept: self._chunks[kept] for kept in range(self._taken, number)}
-            key = number if self._ordered else -1
-            self._chunks[key] = [(False, error)]
-            self._length = number + 1
-            self._aborted = True
+        self._failure = error

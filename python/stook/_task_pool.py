@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import queue
 import threading
 import time
 import weakref
@@ -129,7 +130,9 @@ class TaskPool(StaysHere):
         self._numbers = itertools.count(1)
         self._thread: threading.Thread | None = None
         self._thread_is_awake = False
-        self._work = threading.Semaphore(0)
+        # Not a semaphore, which is Python code with a lock: a signal handler, or a finalizer, may
+        # come in between.
+        self._work: queue.SimpleQueue[None] = queue.SimpleQueue()
         renew_lock_in_child(self)
         self._core, self._logs = start_processes(
             {"initializer": initializer, "initargs": initargs},
@@ -326,7 +329,7 @@ class TaskPool(StaysHere):
                     daemon=True,
                 )
                 self._thread.start()
-        self._work.release()
+        self._work.put(None)
 
     def _has_no_background_work(self) -> bool:
         return self._closed or self._queue.outstanding_in_background == 0
@@ -382,7 +385,7 @@ class TaskPool(StaysHere):
             self._last_made.clear()
             self._ended.set()
             _notify(self._waiting)
-            self._work.release()
+            self._work.put(None)
 
     def finish(self, timeout: float | None = None) -> bool:
         """Ends every process in good order, once what was submitted is done, and closes the pool.
@@ -445,10 +448,10 @@ def _call_if_alive(method: Any, *args: Any) -> None:
         bound(*args)
 
 
-def _deliver_in_background(reference: weakref.ref[TaskPool], work: threading.Semaphore) -> None:
+def _deliver_in_background(reference: weakref.ref[TaskPool], work: queue.SimpleQueue[None]) -> None:
     """The pool's own thread: delivers while there are tasks that somebody counts on it for."""
     while True:
-        work.acquire()
+        work.get()
         pool = reference()
         if pool is None or pool._closed:
             return

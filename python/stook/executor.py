@@ -18,6 +18,7 @@ from typing import Any
 
 from ._elsewhere import StaysHere
 from ._futures import FuturePool, ItemsCall, TaskFuture
+from ._locks import renew_lock_in_child
 from ._task_pool import WorkerHandle
 from .errors import StookError
 from .options import MultiprocessingOptions
@@ -91,6 +92,8 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
       [0, 1, 4, 9, 16]
     """
 
+    _lock: Any  # see _locks.py; a signal handler may use the executor at any moment
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -105,7 +108,7 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
         self._pool: FuturePool | None = None
         self._is_shut_down = False
         self._was_broken: str | bool = False
-        self._lock = threading.Lock()
+        renew_lock_in_child(self)
         self._handles: dict[int, WorkerHandle] | None = {}
         if options is not None and not isinstance(options, MultiprocessingOptions):
             raise TypeError(
@@ -227,16 +230,27 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
                 raise BrokenProcessPool(self._was_broken)
             if self._is_shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            if self._pool is None:
-                try:
-                    self._pool = self._make_pool(self._start_method)
-                except StookError as error:
-                    # A lock of multiprocessing's default context, say, which the original inherits.
-                    if not self._may_fork or "cannot be sent" not in str(error):
-                        raise
-                    self._mp_context = multiprocessing.get_context("fork")
-                    self._pool = self._make_pool("fork")
-            return self._pool
+            if self._pool is not None:
+                return self._pool
+            try:
+                pool = self._make_pool(self._start_method)
+            except StookError as error:
+                # A lock of multiprocessing's default context, say, which the original inherits.
+                if not self._may_fork or "cannot be sent" not in str(error):
+                    raise
+                self._mp_context = multiprocessing.get_context("fork")
+                pool = self._make_pool("fork")
+            if self._adopt(pool):
+                return pool
+        pool.kill("a signal handler was faster")
+        return self._start()
+
+    def _adopt(self, pool: FuturePool) -> bool:
+        """False if a signal handler has come meanwhile, and started or ended the executor."""
+        if self._pool is not None or self._is_shut_down:
+            return False
+        self._pool = pool
+        return True
 
     def _make_pool(self, start_method: str) -> FuturePool:
         initializer = self._initializer

@@ -331,6 +331,16 @@ def test_a_callback_that_raises_is_told_and_hurts_nothing(
 # ---- laziness ------------------------------------------------------------------------------------
 
 
+def test_a_signal_handler_takes_results_where_others_are_being_taken() -> None:
+    gate = threading.Event()
+    with stook.ThreadPool(1) as pool:
+        results = pool.imap(lambda _: gate.wait(), [1])
+        with results._lock:  # where a handler interrupts next()
+            gate.set()
+            assert pool.imap(abs, [-1]).next(20) == 1
+        assert list(results) == [True]
+
+
 def test_imap_over_an_endless_iterable_is_bounded(pool: stook.ThreadPool) -> None:
     drawn: list[int] = []
     source = (drawn.append(value) or value for value in itertools.count())
