@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import signal
+import threading
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -317,13 +318,14 @@ def for_consumer(
     """What the consumer gets for an exception that user code raised: itself, or an `ElementError`.
 
     The error is annotated either way. `worker` is the index of the worker process this runs in;
-    `None` means the consumer's own process, in which `KeyboardInterrupt` is the user's Ctrl-C and
-    is left alone.
+    `None` means the consumer's own process, in whose main thread `KeyboardInterrupt` is the user's
+    Ctrl-C and is left alone. To other threads Ctrl-C does not come.
     """
     annotate(error, position, index, item)
     if not isinstance(error, _CONTROL_FLOW):
         return error
-    if worker is None and isinstance(error, KeyboardInterrupt):
+    is_here = worker is None and threading.current_thread() is threading.main_thread()
+    if is_here and isinstance(error, KeyboardInterrupt):
         return error
     name = type(error).__name__
     where = "" if index is None else f" (index {index})"
