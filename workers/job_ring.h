@@ -14,10 +14,9 @@
 
 namespace stook::workers {
 
-// A claim word: the job's number in the upper 48 bits, who claimed it, or may claim it, in the
-// lower
-// 16. The number makes a late compare-exchange on a reused slot fail; and whom a job is for is in
-// the word that is exchanged, so that it cannot be read of another job than the one claimed.
+// A claim word: the job's number in the upper 48 bits; who claimed it, or may claim it, in the 16
+// below. The number makes a late compare-exchange on a reused slot fail; and whom a job is for is
+// in the word that is exchanged, so that it cannot be read of another job than the one claimed.
 inline constexpr std::uint64_t kUnclaimed = 0;   // for anybody
 inline constexpr std::uint64_t kBound = 0x8000;  // | claimer_of(worker): unclaimed, for that one
 inline constexpr std::uint64_t kCancelled = 0xFFFF;  // the parent took it back: nobody runs it
@@ -36,6 +35,10 @@ constexpr std::uint64_t bound_to(std::uint32_t worker) { return kBound | claimer
 constexpr bool is_unclaimed(std::uint64_t word) {
   const std::uint64_t claimer = claim_claimer(word);
   return claimer == kUnclaimed || (claimer > kBound && claimer != kCancelled);
+}
+// The word is this job's, and it waits for who claims it.
+constexpr bool waits(std::uint64_t word, std::uint64_t job) {
+  return claim_job(word) == job && is_unclaimed(word);
 }
 
 template <class Atomics = shm::StdAtomics>
@@ -83,8 +86,7 @@ std::optional<std::uint64_t> claim_lowest(JobRingWords<Atomics>& words, ClaimSlo
       ClaimSlot& slot = slots[job & (capacity - 1)];
       std::uint64_t word = slot.claim.load(std::memory_order_relaxed);
       if (word != claim_word(job, kUnclaimed) && word != claim_word(job, bound_to(worker))) {
-        if (passed_over == kJobMask && is_unclaimed(word) && claim_job(word) == job)
-          passed_over = job;
+        if (passed_over == kJobMask && waits(word, job)) passed_over = job;
         continue;
       }
       if (!may_run(job)) return std::nullopt;
@@ -110,7 +112,7 @@ std::optional<std::uint64_t> claim_lowest(JobRingWords<Atomics>& words, ClaimSlo
 template <class ClaimSlot>
 bool cancel_job(ClaimSlot& slot, std::uint64_t job) {
   std::uint64_t word = slot.claim.load(std::memory_order_relaxed);
-  return claim_job(word) == job && is_unclaimed(word) &&
+  return waits(word, job) &&
          slot.claim.compare_exchange_strong(word, claim_word(job, kCancelled),
                                             std::memory_order_relaxed, std::memory_order_relaxed);
 }

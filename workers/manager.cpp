@@ -202,7 +202,7 @@ std::uint64_t Manager::produce(const JobOrder& order) {
   job.epoch = order.epoch;
   job.position = order.position;
   job.claimants = order.worker ? bound_to(*order.worker) : kUnclaimed;
-  job.attempts = 0;
+  job.deaths.clear();
   job.losses.clear();
   job.arguments.assign(order.blocks.begin(), order.blocks.end());
 

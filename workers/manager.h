@@ -41,11 +41,14 @@ struct ManagerOptions {
   bool start_on_demand = false;
   // A job that was lost for good goes to another worker with what it has cost (Job::losses), for
   // its runner to leave that item out; it has no outcome kWorkerDied or kTimedOut, unless one item
-  // is lost for the third time. Not with any_order.
+  // is lost for the third time, or the arguments' arena has no room for the list. Not with
+  // any_order.
   bool report_losses = false;
   // A worker that is at one item for longer is killed, and that item is lost for good. Whoever
   // polls or waits looks. 0: for ever. Not with any_order.
   std::chrono::nanoseconds element_timeout{0};
+  // What time it is for who kills; tests set another. Workers look at the clock itself.
+  std::uint64_t (*clock)() noexcept = &monotonic_nanoseconds;
 };
 
 // A job as the parent gives it out.
@@ -86,10 +89,10 @@ struct Outcome {
   std::uint32_t segments = 0;  // SegmentNames at the end of the payload
   std::uint32_t failed = 0;    // of the job's items: left out or replaced
   std::uint32_t consumed = 0;  // items it took, where that is not what it was dealt; or 0
-  // kWorkerDied, kTimedOut; `payload` is then the job's, if that is short and has no blocks:
+  // kWorkerDied, kTimedOut; `payload` is then the job's, if that has no blocks:
   pid_t pid = 0;
-  int status = 0;  // as waitpid gives it
-  std::uint32_t attempts = 0;
+  int status = 0;              // as waitpid gives it
+  std::uint32_t attempts = 0;  // workers that the item has cost, or if nobody tells it the job
   bool out_of_memory = false;  // the kernel's out-of-memory killer was at work meanwhile
   std::uint64_t begun = 0;     // of the job's items, as the worker counted them
 };
@@ -218,7 +221,8 @@ class Manager {
     std::uint64_t epoch = 0;
     std::uint64_t position = 0;
     std::uint64_t claimants = kUnclaimed;  // or the worker that it is bound to
-    std::uint32_t attempts = 0;            // workers that died of it, since the last loss
+    // Of each worker that died of it: how many items it had begun. None of those that are lost.
+    std::vector<std::uint64_t> deaths;
     std::vector<Loss> losses;
     std::uint32_t losses_block = 0;  // of `arguments`, if there are losses
     std::vector<BlockRef> arguments;
@@ -267,8 +271,10 @@ class Manager {
   void on_exit(std::uint32_t worker, int status);
   void lose_job(std::uint64_t job, std::uint32_t worker, int status);
   void give_free(JobRecord& record);
+  bool was_out_of_memory();
   bool add_loss(JobRecord& record, const Loss& loss);
   void kill_overdue();
+  std::uint64_t first_overdue_at(std::uint64_t now) const;
   void arm_timer();
   void finish(JobRecord& record, Outcome outcome);
   void advance_delivered();
@@ -287,6 +293,7 @@ class Manager {
   shm::FileDescriptor bell_;   // workers ring it
   shm::FileDescriptor timer_;  // with a time-out: rings when the next item may be overdue
   std::uint64_t timer_at_ = 0;
+  std::uint64_t overdue_from_ = 0;  // until then no item is
   std::shared_ptr<Channel> channel_;
   std::shared_ptr<LeaseLedger> ledger_;
   shm::ArenaLayout arena_layout_;

@@ -146,42 +146,57 @@ void Manager::lose_job(std::uint64_t number, std::uint32_t index, int status) {
   const bool was_overdue = worker.overdue != 0 && by_kill;
   const bool timed_out =
       was_overdue && cell.item_begun.load(std::memory_order_relaxed) == worker.overdue;
+  const std::uint64_t begun = items_begun(cell.progress.load(std::memory_order_relaxed), number);
+  const bool begun_is_told = channel_->control().header().items_are_told != 0;
   // What was overdue came to its end before the kill came, and this is another item: it has done
-  // nothing.
-  if (was_overdue && !timed_out) return give_free(job);
-  ++job.attempts;
-  if (!timed_out && options_.restart_workers && job.attempts <= options_.max_restarts) {
+  // nothing. Nor has a job that was claimed and not begun.
+  if (!timed_out && (was_overdue || (begun_is_told && begun == 0))) return give_free(job);
+  // Deaths are the item's that was begun: others of the job have not cost the workers before.
+  const std::uint64_t at = begun_is_told ? begun : 0;
+  job.deaths.push_back(at);
+  const auto attempts =
+      static_cast<std::uint32_t>(std::count(job.deaths.begin(), job.deaths.end(), at));
+  const bool out_of_memory = by_kill && !timed_out && was_out_of_memory();
+  if (!timed_out && options_.restart_workers && attempts <= options_.max_restarts) {
     return give_free(job);
   }
-  const std::uint64_t begun = items_begun(cell.progress.load(std::memory_order_relaxed), number);
-  const bool out_of_memory = by_kill && !timed_out && shm::oom_kill_count() != oom_kills_;
-  if (options_.report_losses) {
-    Loss loss{};
-    loss.item = static_cast<std::uint32_t>(begun == 0 ? 0 : begun - 1);
-    loss.worker = index;
-    loss.pid = worker.pid;
-    loss.status = status;
-    loss.attempts = job.attempts;
-    loss.flags = (timed_out ? Loss::kTimedOut : 0) | (out_of_memory ? Loss::kOutOfMemory : 0);
-    if (add_loss(job, loss)) {
-      job.attempts = 0;
-      return give_free(job);
-    }
+  const Loss loss{static_cast<std::uint32_t>(begun == 0 ? 0 : begun - 1),
+                  index,
+                  worker.pid,
+                  status,
+                  attempts,
+                  (timed_out ? Loss::kTimedOut : 0) | (out_of_memory ? Loss::kOutOfMemory : 0)};
+  if (options_.report_losses && add_loss(job, loss)) {
+    std::erase(job.deaths, at);
+    return give_free(job);
   }
   Outcome outcome;
   outcome.kind = timed_out ? OutcomeKind::kTimedOut : OutcomeKind::kWorkerDied;
-  outcome.worker = index;
-  outcome.pid = worker.pid;
-  outcome.status = status;
-  outcome.attempts = job.attempts;
+  outcome.worker = loss.worker;
+  outcome.pid = loss.pid;
+  outcome.status = loss.status;
+  outcome.attempts = loss.attempts;
   outcome.begun = begun;
   outcome.out_of_memory = out_of_memory;
-  // The slot is not used again before the outcome is taken.
+  // Workers may write there: no further than there is something.
   const JobSlot& slot = channel_->control().job(job.number);
-  if (slot.external_offset == 0 && slot.block_count == 0) {
-    outcome.payload = {slot.payload, std::min<std::uint64_t>(slot.payload_bytes, kJobInlineBytes)};
+  const bool is_inline = slot.external_offset == 0;
+  const std::uint64_t offset = std::min<std::uint64_t>(slot.external_offset, arguments_.size());
+  const std::uint64_t room = is_inline ? kJobInlineBytes : arguments_.size() - offset;
+  if (slot.block_count == 0) {
+    const std::byte* payload = is_inline ? slot.payload : arguments_.data() + offset;
+    job.external_payload.assign(payload, payload + std::min(slot.payload_bytes, room));
+    outcome.payload = job.external_payload;
   }
   finish(job, outcome);
+}
+
+// True if the kernel's out-of-memory killer has killed more than the deaths that were put down to
+// it: one kill explains one death.
+bool Manager::was_out_of_memory() {
+  if (shm::oom_kill_count() <= oom_kills_) return false;
+  ++oom_kills_;
+  return true;
 }
 
 // False if the job is not to be run again: its runner should have left the item out when it was
@@ -210,17 +225,40 @@ bool Manager::add_loss(JobRecord& job, const Loss& loss) {
 // Kills workers that are at one item for longer than they may. What becomes of the item is decided
 // when their death is heard of: they may come to its end meanwhile.
 void Manager::kill_overdue() {
-  const std::uint64_t now = monotonic_nanoseconds();
+  const std::uint64_t now = options_.clock();
+  if (now <= overdue_from_) return;
   const auto allowed = static_cast<std::uint64_t>(options_.element_timeout.count());
+  bool some_are_dead = false;
   for (std::uint32_t index = 0; index < workers_.size(); ++index) {
     WorkerRecord& worker = workers_[index];
     const std::uint64_t begun =
         channel_->control().cell(index).item_begun.load(std::memory_order_relaxed);
     if (begun == 0 || now < begun || now - begun <= allowed) continue;
     if (!worker.alive || worker.overdue != 0 || !worker.pidfd.is_open()) continue;
+    // One that is dead has left its item as it was, and takes a signal until it is reaped. It has
+    // not died of the time that went by since.
+    if (wait_for_end(worker.pidfd.get(), 0)) {
+      some_are_dead = true;
+      continue;
+    }
     worker.overdue = begun;
     kill_by_pidfd(worker.pidfd.get(), SIGKILL);
   }
+  if (some_are_dead && broken_.empty()) handle_messages();
+  overdue_from_ = first_overdue_at(now);
+}
+
+// The earliest moment at which an item can be overdue that is not yet. What is begun from `now` on
+// is overdue later.
+std::uint64_t Manager::first_overdue_at(std::uint64_t now) const {
+  const auto allowed = static_cast<std::uint64_t>(options_.element_timeout.count());
+  std::uint64_t first = now + allowed;
+  for (std::uint32_t index = 0; index < workers_.size(); ++index) {
+    const std::uint64_t begun =
+        channel_->control().cell(index).item_begun.load(std::memory_order_relaxed);
+    if (begun != 0 && workers_[index].overdue == 0) first = std::min(first, begun + allowed);
+  }
+  return first;
 }
 
 }  // namespace stook::workers

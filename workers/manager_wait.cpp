@@ -50,9 +50,11 @@ void Manager::ring_for_jobs(bool now) {
   if (header.job_wanted.load(std::memory_order_relaxed) == 0) return;
   constexpr std::uint64_t kJobMask = (std::uint64_t{1} << 48) - 1;
   const std::uint64_t lowest = header.jobs.hint.load(std::memory_order_relaxed) & kJobMask;
+  // With jobs for one worker alone the lowest one may wait for a busy one: then this says nothing,
+  // and to count them is a look at every slot.
   const std::uint64_t unclaimed = produced_ - std::min(produced_, lowest);
   if (unclaimed == 0) return;
-  if (!now && unclaimed < std::max<std::uint64_t>(1, window_ / 2)) {
+  if (!now && (bound_ != 0 || unclaimed < std::max<std::uint64_t>(1, window_ / 2))) {
     const auto time = Clock::now();
     if (time - last_ring_ < kRingPause) return;
     last_ring_ = time;
@@ -70,7 +72,7 @@ bool Manager::ring_for_bound_jobs(std::uint64_t lowest) {
   for (std::uint64_t number = std::max(lowest, delivered_); number < produced_; ++number) {
     const std::uint64_t word =
         channel_->control().job(number).claim.load(std::memory_order_relaxed);
-    if (claim_job(word) != number || !is_unclaimed(word)) continue;
+    if (!waits(word, number)) continue;
     const std::uint64_t claimants = record(number).claimants;
     if (claimants == kUnclaimed) {
       ++for_anybody;
@@ -165,14 +167,7 @@ Manager::WaitEnd Manager::end_sleep(const Waking& waking) {
 void Manager::arm_timer() {
   const std::uint64_t now = monotonic_nanoseconds();
   if (timer_at_ > now) return;
-  const auto allowed = static_cast<std::uint64_t>(options_.element_timeout.count());
-  timer_at_ = now + allowed;
-  for (std::uint32_t index = 0; index < workers_.size(); ++index) {
-    const std::uint64_t begun =
-        channel_->control().cell(index).item_begun.load(std::memory_order_relaxed);
-    if (begun == 0 || workers_[index].overdue != 0) continue;
-    timer_at_ = std::min(timer_at_, std::max(begun + allowed, now + 1));
-  }
+  timer_at_ = std::max(first_overdue_at(now), now + 1);
   itimerspec time{};
   time.it_value.tv_sec = static_cast<time_t>(timer_at_ / 1'000'000'000);
   time.it_value.tv_nsec = static_cast<long>(timer_at_ % 1'000'000'000);

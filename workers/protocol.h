@@ -43,7 +43,7 @@ struct Loss {
   std::uint32_t worker;  // the last one
   std::int32_t pid;
   std::int32_t status;     // as waitpid gives it
-  std::uint32_t attempts;  // workers that it has cost
+  std::uint32_t attempts;  // workers that this item has cost
   std::uint32_t flags;     // kTimedOut, kOutOfMemory
 
   static constexpr std::uint32_t kTimedOut = 1;
@@ -136,10 +136,12 @@ struct WorkerCell {
   // Payload of this job (+ 1) has been copied out of its slot. Written by the worker.
   Shared<std::uint64_t> taken_job;
   // How far the worker has come with a job of several items: see progress_word; or kRetired.
-  // Written by the worker; read by the parent once it is dead.
+  // Written by the worker, before each item; read by the parent once it is dead, and set to 0 for
+  // the successor.
   Shared<std::uint64_t> progress;
   // When the present item was begun (monotonic_nanoseconds); 0: none is. Where elements have a
-  // time-out alone. Written by the worker, before `progress`; read by the parent at any time.
+  // time-out alone. Written by the worker, before `progress`, and 0 after each job; read by the
+  // parent at any time, and set to 0 once the worker is dead.
   Shared<std::uint64_t> item_begun;
   // What the worker's allocator holds: see shm::BlockStats. Written by the worker with each
   // element and while it is idle; by the parent (0) once it is dead. Relaxed, one by one: figures

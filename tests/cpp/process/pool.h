@@ -75,6 +75,7 @@ struct Blackboard {
   std::atomic<std::uint64_t> started;       // jobs that reached user code
   std::atomic<std::uint64_t> at_gate;       // workers that wait, or have waited, at the gate
   std::atomic<std::uint64_t> stuck;         // jobs that will not return
+  std::atomic<std::int32_t> stuck_worker;   // the pid of the last one that runs such a job
   std::atomic<std::uint64_t> past_gate;     // workers that left it, their payloads checked
   std::atomic<std::uint64_t> lies;          // results that cannot be, published
   std::atomic<std::uint64_t> wrong;         // payloads that changed under a waiting worker

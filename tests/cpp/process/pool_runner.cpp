@@ -181,6 +181,7 @@ class Runner : public workers::JobRunner {
   }
 
   [[noreturn]] void stick() {
+    blackboard_.stuck_worker = ::getpid();
     ++blackboard_.stuck;
     for (;;) ::pause();
   }

@@ -14,7 +14,9 @@
 #include <utility>
 #include <vector>
 
+#include "shm/file_descriptor.h"
 #include "tests/cpp/process/pool.h"
+#include "workers/process.h"
 
 namespace stook {
 namespace {
@@ -46,15 +48,45 @@ class TimeOut : public ProcessTest {
     }
     return losses;
   }
+  // No item is late unless the test says that so much time has gone by.
+  static PoolOptions allowing_an_hour() {
+    PoolOptions options = allowing(kHour, 1);
+    options.manager.clock = []() noexcept -> std::uint64_t {
+      return workers::monotonic_nanoseconds() + passed_;
+    };
+    return options;
+  }
+  // Has the manager look once as if more than an hour had gone by, since the last such look too.
+  static void look_hours_later(Pool& pool) {
+    hours_ += 2;
+    passed_ = static_cast<std::uint64_t>((hours_ * kHour).count());
+    pool.manager().poll(true);
+    passed_ = 0;
+  }
   // When the item of `worker` that sticks was begun; waits until it has.
   static std::uint64_t wait_until_stuck(Pool& pool, std::uint64_t jobs = 1) {
     while (pool.blackboard().stuck.load() < jobs) std::this_thread::yield();
     return control_memory().cell(0).item_begun.load();
   }
+  // The manager has heard of the birth of a worker.
+  static void wait_for_birth(Pool& pool) {
+    while (pool.manager().worker_pids().empty()) pool.manager().poll(true);
+  }
+  // It is dead then. The manager hears of that when it looks.
+  static void kill_stuck_worker(Pool& pool) {
+    const pid_t worker = pool.blackboard().stuck_worker.load();
+    ::kill(worker, SIGKILL);
+    while (is_running(worker)) std::this_thread::yield();
+  }
   static void wait_until_over(std::uint64_t begun, std::chrono::nanoseconds allowed) {
     const auto end = begun + static_cast<std::uint64_t>(allowed.count());
     while (workers::monotonic_nanoseconds() <= end) std::this_thread::yield();
   }
+
+ private:
+  static constexpr std::chrono::nanoseconds kHour = 1h;
+  inline static std::uint64_t passed_ = 0;
+  inline static std::uint64_t hours_ = 0;
 };
 
 TEST_F(TimeOut, AStuckElementIsReportedAndTheOthersCome) {
@@ -105,11 +137,51 @@ TEST_F(TimeOut, AnElementThatWasPublishedIsDelivered) {
 
 // Published, then stuck, and killed before anybody looked.
 TEST_F(TimeOut, AnElementThatWasPublishedBeforeTheKillIsDelivered) {
-  Pool pool(allowing(50ms, 1));
+  Pool pool(allowing_an_hour());
+  wait_for_birth(pool);
   pool.produce(0, 0, Order{Act::kStickAfterPublish, 0, 4096, 0});
-  wait_until_over(wait_until_stuck(pool), 50ms);
+  wait_until_stuck(pool);
+  look_hours_later(pool);
   EXPECT_EQ(pool.next(true)->fault(), "");
   pool.produce(0, 1, {});
+  EXPECT_EQ(pool.next(true)->fault(), "");
+  EXPECT_EQ(pool.manager().stats().restarts, 1U);
+}
+
+// The time that passes after a death is not the item's: it is tried again as after any death.
+TEST_F(TimeOut, AWorkerThatIsDeadAlreadyWasNotTooSlow) {
+  for (const bool report : {true, false}) {
+    PoolOptions options = allowing_an_hour();
+    options.manager.max_restarts = 1;
+    options.manager.report_losses = report;
+    Pool pool(options);
+    wait_for_birth(pool);
+    pool.produce(0, 0, Order{Act::kStickOnce, 0, 4096, 0});
+    wait_until_stuck(pool);
+    kill_stuck_worker(pool);
+    look_hours_later(pool);
+    const auto element = pool.next(true);
+    EXPECT_EQ(element->kind(), OutcomeKind::kElement);
+    EXPECT_EQ(element->fault(), "");
+    EXPECT_EQ(pool.manager().stats().restarts, 1U);
+  }
+}
+
+// A zombie takes signals, so that they can be sent says nothing.
+TEST_F(TimeOut, AWorkerThatNobodyHasReapedYetIsDead) {
+  PoolOptions options = allowing_an_hour();
+  options.manager.max_restarts = 1;
+  Pool pool(options);
+  wait_for_birth(pool);
+  pool.produce(0, 0, Order{Act::kStickOnce, 0, 4096, 0});
+  wait_until_stuck(pool);
+  ::kill(pool.server(), SIGSTOP);
+  const pid_t worker = pool.blackboard().stuck_worker.load();
+  const shm::FileDescriptor pidfd = workers::open_pidfd(worker);
+  ::kill(worker, SIGKILL);
+  EXPECT_TRUE(workers::wait_for_end(pidfd.get(), 60'000));
+  look_hours_later(pool);
+  ::kill(pool.server(), SIGCONT);
   EXPECT_EQ(pool.next(true)->fault(), "");
 }
 
@@ -136,15 +208,14 @@ TEST_F(TimeOut, AConsumerThatIsSlowKillsAtItsNextLook) {
 // The kill hits an item that is not the one it was for: that one has cost nothing.
 TEST_F(TimeOut, AJobThatTheWorkerHadComeOnToIsNotLost) {
   for (const bool report : {true, false}) {
-    PoolOptions options = allowing(50ms, 1);
+    PoolOptions options = allowing_an_hour();
     options.manager.report_losses = report;
     options.manager.restart_workers = false;
     Pool pool(options);
+    wait_for_birth(pool);
     pool.produce(0, 0, Order{Act::kStickOnce, 0, 4096, 0});
     const std::uint64_t begun = wait_until_stuck(pool);
-    while (pool.manager().worker_pids().empty()) pool.manager().poll(true);
-    wait_until_over(begun, 60ms);
-    pool.manager().poll(true);  // kills
+    look_hours_later(pool);  // kills
     control_memory().cell(0).item_begun.store(begun + 1);
     const auto element = pool.next(true);
     EXPECT_EQ(element->kind(), OutcomeKind::kElement);
@@ -154,12 +225,13 @@ TEST_F(TimeOut, AJobThatTheWorkerHadComeOnToIsNotLost) {
 }
 
 TEST_F(TimeOut, AWorkerStuckInAPassThatWasGivenUpIsKilled) {
-  PoolOptions options = allowing(300ms, 1);
-  Pool pool(options);
+  Pool pool(allowing_an_hour());
   for (std::uint64_t pass = 0; pass < 3; ++pass) {
+    wait_for_birth(pool);
     pool.produce(pass, 0, Order{Act::kStick, 0, 0, 0});
     wait_until_stuck(pool, pass + 1);
     pool.abandon();
+    look_hours_later(pool);
     pool.produce(pass, 1, {}, 0);
     const auto element = pool.next(true);
     EXPECT_EQ(element->fault(), "");
@@ -268,6 +340,104 @@ TEST_F(Losses, AreGivenUpWithTheirPass) {
   pool.manager().free_arguments({&block->ref, 1});
 }
 
+// Kills that no item is to blame for: one of them costs it a run, and others of its job nothing.
+TEST_F(Losses, DeathsAtOtherItemsOfAJobAreNotCounted) {
+  for (const bool report : {true, false}) {
+    PoolOptions options = allowing_an_hour();
+    options.manager.max_restarts = 1;
+    options.manager.report_losses = report;
+    Pool pool(options);
+    pool.produce(0, 0, items(0, 1U << 1));
+    // It sticks at item 1 each time; the progress says where it would be.
+    std::uint64_t deaths = 0;
+    const auto kill_at = [&](std::uint64_t item) {
+      wait_until_stuck(pool, ++deaths);
+      control_memory().cell(0).progress.store(workers::progress_word(0, item + 1));
+      kill_stuck_worker(pool);
+      while (pool.manager().stats().restarts < deaths) pool.manager().poll(true);
+    };
+    for (const std::uint64_t item : {1U, 4U, 7U, 4U}) {
+      EXPECT_EQ(pool.manager().poll(true), workers::Manager::State::kPending);
+      kill_at(item);
+    }
+    if (report) {
+      kill_at(1);
+      const auto element = pool.next(true);
+      ASSERT_EQ(element->kind(), OutcomeKind::kElement);
+      const std::vector<Loss> losses = losses_of(*element);
+      ASSERT_EQ(losses.size(), 2U);
+      EXPECT_EQ(losses[0].item, 4U);
+      EXPECT_EQ(losses[0].attempts, 2U);
+      EXPECT_EQ(losses[1].item, 1U);
+      EXPECT_EQ(losses[1].attempts, 2U);
+    } else {
+      const auto element = pool.next(true);
+      EXPECT_EQ(element->kind(), OutcomeKind::kWorkerDied);
+      EXPECT_EQ(element->outcome().attempts, 2U);
+      EXPECT_EQ(element->outcome().begun, 5U);
+    }
+  }
+}
+
+// Killed between its claim and its first item: no item is to blame.
+TEST_F(Losses, AJobThatHadNotBegunHasLostNothing) {
+  for (const bool report : {true, false}) {
+    PoolOptions options = allowing_an_hour();
+    options.manager.report_losses = report;
+    Pool pool(options);
+    pool.produce(0, 0, Order{Act::kStickOnce, 0, 4096, 0});
+    wait_until_stuck(pool);
+    control_memory().cell(0).progress.store(0);
+    kill_stuck_worker(pool);
+    const auto element = pool.next(true);
+    EXPECT_EQ(element->kind(), OutcomeKind::kElement);
+    EXPECT_EQ(element->fault(), "");
+  }
+}
+
+// What was lost of a job for one worker is told to that one's successor, and nobody else runs it.
+TEST_F(Losses, AJobForOneWorkerStaysItsOwn) {
+  PoolOptions options = allowing(0s, 3);
+  options.manager.report_losses = true;
+  Pool pool(options);
+  for (std::uint32_t worker = 0; worker < 3; ++worker) {
+    pool.produce(0, worker, items((0b0100'0001U << worker) & 0xFFU, 0), worker);
+    pool.produce(1, worker, items(0, 0), worker);
+  }
+  for (std::uint32_t worker = 0; worker < 3; ++worker) {
+    const auto element = pool.next(true);
+    ASSERT_EQ(element->kind(), OutcomeKind::kElement);
+    EXPECT_EQ(element->outcome().worker, worker);
+    const std::uint64_t lost = (0b0100'0001U << worker) & 0xFFU;
+    EXPECT_EQ(element->head().bytes, 0xFFU ^ lost);
+    for (const Loss& loss : losses_of(*element)) EXPECT_EQ(loss.worker, worker);
+    const auto other = pool.next(true);
+    EXPECT_EQ(other->outcome().worker, worker);
+    EXPECT_EQ(other->head().bytes, 0xFFU);
+  }
+  EXPECT_EQ(pool.manager().stats().restarts, 5U);
+}
+
+TEST_F(Losses, AJobForOneWorkerThatIsStuckStaysItsOwn) {
+  PoolOptions options = allowing_an_hour();
+  options.manager.worker_count = 2;
+  options.manager.report_losses = true;
+  Pool pool(options);
+  while (pool.manager().worker_pids().size() < 2) pool.manager().poll(true);
+  pool.produce(0, 0, items(0, 1U << 3), 1);
+  pool.produce(0, 1, items(0, 0), 0);
+  wait_until_stuck(pool);
+  look_hours_later(pool);
+  const auto element = pool.next(true);
+  EXPECT_EQ(element->outcome().worker, 1U);
+  EXPECT_EQ(element->head().bytes, 0xFFU ^ (1U << 3));
+  const std::vector<Loss> losses = losses_of(*element);
+  ASSERT_EQ(losses.size(), 1U);
+  EXPECT_EQ(losses[0].flags, Loss::kTimedOut);
+  EXPECT_EQ(losses[0].worker, 1U);
+  EXPECT_EQ(pool.next(true)->outcome().worker, 0U);
+}
+
 // Items that are stuck, and kills from outside: each job comes once, and what it lacks it has lost.
 // The time is long enough for a sanitizer to pass over an item that was lost: one that is late
 // again there would end the job.
@@ -294,7 +464,10 @@ TEST_F(Losses, KillsAtAnyInstantCostNoMoreThanTheirItem) {
           }
           ++seen[element.position()];
           std::uint64_t lost = 0;
-          for (const Loss& loss : losses_of(element)) lost |= std::uint64_t{1} << loss.item;
+          for (const Loss& loss : losses_of(element)) {
+            lost |= std::uint64_t{1} << loss.item;
+            EXPECT_EQ(loss.flags, Loss::kTimedOut) << "a thousand deaths are allowed";
+          }
           EXPECT_EQ(element.head().bytes ^ lost, 0xFFU);
           const std::vector<pid_t> pids = pool.manager().worker_pids();
           if (random() % 8 == 0 && !pids.empty()) ::kill(pids[random() % pids.size()], SIGKILL);

@@ -252,6 +252,23 @@ TEST_F(WorkerDeath, AWorkerThatCannotBeSetUpSaysWhy) {
   EXPECT_EQ(pool.next(true)->kind(), OutcomeKind::kStartupError) << "and goes on saying it";
 }
 
+// Passes that are given up while a worker runs its first job, which kills it: it can start.
+TEST_F(WorkerDeath, AWorkerThatDiesInAJobThatWasGivenUpCouldStart) {
+  PoolOptions options;
+  options.manager.worker_count = 1;
+  options.manager.max_restarts = 0;
+  Pool pool(options);
+  for (std::uint64_t pass = 0; pass < 3; ++pass) {
+    pool.produce(pass, 0, Order{Act::kStick, 0, 0, 0});
+    while (pool.blackboard().stuck.load() <= pass) pool.manager().poll(true);
+    pool.abandon();
+    ::kill(pool.blackboard().stuck_worker.load(), SIGKILL);
+    while (pool.manager().stats().restarts <= pass) pool.manager().poll(true);
+  }
+  pool.produce(3, 0, {});
+  EXPECT_EQ(pool.next(true)->fault(), "");
+}
+
 TEST_F(WorkerDeath, WorkersThatEndBeforeTheyRunAnythingAreNotReplacedForEver) {
   PoolOptions options;
   options.startup = Startup::kExit;
