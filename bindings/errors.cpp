@@ -1,6 +1,8 @@
 #include "bindings/errors.h"
 
 #include <exception>
+#include <new>
+#include <stdexcept>
 
 #include "bindings/register.h"
 
@@ -28,6 +30,24 @@ void set_python_error(const shm::Error& error) {
       return set_stook_error("PoolBroken", error.what());
     case shm::ErrorCode::kForked:
       return set_stook_error("StookError", error.what());
+  }
+}
+
+void set_caught_error() {
+  try {
+    throw;
+  } catch (const shm::Error& error) {
+    set_python_error(error);
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::length_error&) {
+    PyErr_NoMemory();  // more than could ever be had
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_SystemError, error.what());
   }
 }
 

@@ -9,6 +9,10 @@ namespace stook::bindings {
 // Sets the Python error. Requires GIL.
 void set_python_error(const shm::Error& error);
 
+// Sets the Python error for the std::exception that is being handled: to be called in its catch
+// block, by functions that Python calls as C, out of which nothing may be thrown. Requires GIL.
+void set_caught_error();
+
 // Sets an exception of stook.errors by name. Requires GIL.
 void set_stook_error(const char* name, const char* message);
 

@@ -29,21 +29,17 @@ py::int_ index_of(std::uint64_t value) {
 py::tuple next_job(IndexPlan& plan) {
   IndexPlan::Job job;
   if (!plan.next(job)) throw py::stop_iteration();
-  py::object payload;
+  OwnedRef payload;
   if (plan.options().fill) {
-    OwnedRef filled = filled_payload(plan.items_from(job), std::as_bytes(job.indices));
-    if (!filled) throw py::error_already_set();
-    payload = py::reinterpret_steal<py::object>(filled.release());
+    payload = filled_payload(plan.items_from(job), std::as_bytes(job.indices));
   } else if (plan.options().batch_size == 0) {
-    payload = index_of(job.indices.front());
+    payload.reset(PyLong_FromUnsignedLongLong(job.indices.front()));
   } else {
-    py::tuple indices(job.indices.size());
-    for (std::size_t item = 0; item < job.indices.size(); ++item) {
-      indices[item] = index_of(job.indices[item]);
-    }
-    payload = std::move(indices);
+    payload = tuple_of(std::as_bytes(job.indices));
   }
-  return py::make_tuple(index_of(job.epoch), index_of(job.number), std::move(payload));
+  if (!payload) throw py::error_already_set();
+  return py::make_tuple(index_of(job.epoch), index_of(job.number),
+                        py::reinterpret_steal<py::object>(payload.release()));
 }
 
 std::optional<std::uint64_t> further_item(const ItemsFrom& from, std::uint64_t number) {
@@ -52,24 +48,29 @@ std::optional<std::uint64_t> further_item(const ItemsFrom& from, std::uint64_t n
 
 }  // namespace
 
+OwnedRef tuple_of(std::span<const std::byte> words, OwnedRef first) {
+  const std::size_t count = words.size() / sizeof(std::uint64_t);
+  const std::size_t before = first ? 1 : 0;
+  OwnedRef tuple(PyTuple_New(static_cast<Py_ssize_t>(before + count)));
+  if (!tuple) return tuple;
+  if (first) PyTuple_SET_ITEM(tuple.get(), 0, first.release());
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint64_t value = 0;
+    std::memcpy(&value, words.data() + i * sizeof value, sizeof value);
+    PyObject* number = PyLong_FromUnsignedLongLong(value);
+    if (number == nullptr) return OwnedRef();
+    PyTuple_SET_ITEM(tuple.get(), static_cast<Py_ssize_t>(before + i), number);
+  }
+  return tuple;
+}
+
 OwnedRef filled_payload(const ItemsFrom& from, std::span<const std::byte> indices) {
-  const std::size_t count = indices.size() / sizeof(std::uint64_t);
-  OwnedRef payload(PyTuple_New(static_cast<Py_ssize_t>(count + 1)));
-  if (!payload) return payload;
   try {
-    PyTuple_SET_ITEM(payload.get(), 0, py::cast(from).release().ptr());
+    return tuple_of(indices, OwnedRef(py::cast(from).release().ptr()));
   } catch (py::error_already_set& error) {
     error.restore();
     return OwnedRef();
   }
-  for (std::size_t i = 0; i < count; ++i) {
-    std::uint64_t value = 0;
-    std::memcpy(&value, indices.data() + i * sizeof value, sizeof value);
-    PyObject* index = PyLong_FromUnsignedLongLong(value);
-    if (index == nullptr) return OwnedRef();
-    PyTuple_SET_ITEM(payload.get(), static_cast<Py_ssize_t>(i + 1), index);
-  }
-  return payload;
 }
 
 void register_index_plan(py::module_& module) {

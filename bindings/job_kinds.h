@@ -30,7 +30,9 @@ enum JobKind : std::uint32_t {
 // An element of a loader: the worker's task makes it, and may report on it.
 constexpr bool has_task(std::uint32_t kind) { return kind <= kEncodedJob || kind == kFilledJob; }
 constexpr bool has_items(std::uint32_t kind) { return kind >= kBatchJob && kind <= kStarChunkJob; }
-constexpr bool has_star(std::uint32_t kind) { return kind >= kStarBatchJob; }
+constexpr bool has_star(std::uint32_t kind) {
+  return kind == kStarBatchJob || kind == kStarChunkJob;
+}
 constexpr bool is_batch(std::uint32_t kind) { return kind == kBatchJob || kind == kStarBatchJob; }
 
 enum ItemKind : std::uint32_t {

@@ -15,7 +15,7 @@ namespace stook::bindings {
 namespace {
 
 // Takes the pool from whoever has it, and gives up what is under way. A thread that waits for an
-// element of the pass before finds it closed.
+// element of another iterator finds that closed.
 std::uint64_t begin_pass(WorkerPool& pool) {
   const std::uint64_t pass = ++pool.pass;
   const WorkerPool::LockAwake lock(pool);
@@ -33,6 +33,14 @@ void abandon(ResultIterator* self) {
   if (self->pool == nullptr || self->pool->manager.in_forked_child()) return;
   if (!self->pool->is_open() || self->pass != self->pool->pass) return;
   begin_pass(*self->pool);
+}
+
+void end_pass(ResultIterator* self) {
+  self->finished = true;
+  const WorkerPool::LockAwake lock(*self->pool);
+  if (!has_pool(self)) return;
+  self->pool->manager.abandon();
+  self->pool->held.clear();
 }
 
 namespace {
@@ -67,7 +75,7 @@ std::unique_ptr<FillProgress> new_fill(const workers::IndexPlan* plan) {
   return fill;
 }
 
-PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
+PyObject* make_iterator(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
   static const char* names[] = {"pool",           "jobs",    "ordered", "max_errors",
                                 "max_error_rate", "batched", nullptr};
   PyObject* pool_object = nullptr;
@@ -116,11 +124,17 @@ PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywor
   return reinterpret_cast<PyObject*>(self);
 }
 
+PyObject* iterator_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
+  return catching([&] { return make_iterator(type, arguments, keywords); });
+}
+
 int iterator_traverse(PyObject* object, visitproc visit, void* arg) {
   ResultIterator* self = as_iterator(object);
   Py_VISIT(self->pool_object);
   Py_VISIT(self->jobs);
   Py_VISIT(self->source_error);
+  Py_VISIT(self->drawn);
+  Py_VISIT(self->too_many);
   return 0;
 }
 
@@ -132,6 +146,8 @@ int iterator_clear(PyObject* object) {
   Py_CLEAR(self->jobs);
   Py_CLEAR(self->pool_object);
   Py_CLEAR(self->source_error);
+  Py_CLEAR(self->drawn);
+  Py_CLEAR(self->too_many);
   return 0;
 }
 
@@ -152,9 +168,10 @@ PyObject* iterator_close(PyObject* object, PyObject*) {
 }
 
 // Gives up what is under way and goes on with other jobs: counts go on, what was delivered begins
-// anew. A thread that waits in next() meanwhile finds the iterator closed.
-PyObject* iterator_restart(PyObject* object, PyObject* jobs) {
-  ResultIterator* self = as_iterator(object);
+// anew. A thread that waits in next() meanwhile goes on with these, or, if it looks while they take
+// the place of the others, finds the iterator closed. One that stands in the old jobs' source holds
+// up the new ones from Python until it is back.
+PyObject* restart(ResultIterator* self, PyObject* jobs) {
   workers::IndexPlan* plan = nullptr;
   if (!check_jobs(jobs, self->ordered, plan) || !check_usable(self)) return nullptr;
   auto deliveries = new_deliveries(plan);
@@ -163,12 +180,18 @@ PyObject* iterator_restart(PyObject* object, PyObject* jobs) {
   Py_INCREF(jobs);
   const OwnedRef old_jobs(std::exchange(self->jobs, jobs));
   const OwnedRef old_error(std::exchange(self->source_error, nullptr));
+  const OwnedRef old_job(std::exchange(self->drawn, nullptr));
+  const OwnedRef old_limit(std::exchange(self->too_many, nullptr));
   delete std::exchange(self->deliveries, deliveries.release());
   delete std::exchange(self->fill, fill.release());
   self->plan = plan;
   self->pass = pass;
   self->has_dealt = self->jobs_done = self->finished = false;
   Py_RETURN_NONE;
+}
+
+PyObject* iterator_restart(PyObject* object, PyObject* jobs) {
+  return catching([&] { return restart(as_iterator(object), jobs); });
 }
 
 PyObject* iterator_is_finished(PyObject* object, PyObject*) {
@@ -183,15 +206,22 @@ PyObject* iterator_counts(PyObject* object, PyObject*) {
       static_cast<unsigned long long>(self->copied), static_cast<unsigned long long>(self->errors));
 }
 
-PyObject* iterator_delivered(PyObject* object, PyObject*) {
-  const workers::Deliveries& deliveries = *as_iterator(object)->deliveries;
-  OwnedRef ahead(PyList_New(0));
+PyObject* delivered(const ResultIterator* self) {
+  // Copied out: to make a list may collect garbage, and run a finalizer that restarts this.
+  const auto lowest = static_cast<unsigned long long>(self->deliveries->lowest());
+  const std::vector<std::uint64_t> ordinals = self->deliveries->ahead();
+  OwnedRef ahead(PyList_New(static_cast<Py_ssize_t>(ordinals.size())));
   if (!ahead) return nullptr;
-  for (const std::uint64_t ordinal : deliveries.ahead()) {
-    const OwnedRef value(PyLong_FromUnsignedLongLong(ordinal));
-    if (!value || PyList_Append(ahead.get(), value.get()) != 0) return nullptr;
+  for (std::size_t i = 0; i < ordinals.size(); ++i) {
+    PyObject* ordinal = PyLong_FromUnsignedLongLong(ordinals[i]);
+    if (ordinal == nullptr) return nullptr;
+    PyList_SET_ITEM(ahead.get(), static_cast<Py_ssize_t>(i), ordinal);
   }
-  return Py_BuildValue("KN", static_cast<unsigned long long>(deliveries.lowest()), ahead.release());
+  return Py_BuildValue("KN", lowest, ahead.release());
+}
+
+PyObject* iterator_delivered(PyObject* object, PyObject*) {
+  return catching([&] { return delivered(as_iterator(object)); });
 }
 
 PyObject* iterator_next_item(PyObject* object, PyObject*) {

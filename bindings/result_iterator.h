@@ -8,8 +8,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <vector>
 
+#include "bindings/errors.h"
 #include "bindings/python_api.h"
 #include "bindings/worker_pool.h"
 #include "workers/deliveries.h"
@@ -51,7 +53,8 @@ struct ResultIterator {
   workers::IndexPlan* plan;
   WorkerPool* pool;
   std::uint64_t pass;
-  // Written by who delivers, with the GIL: a state is taken without the manager and its mutex.
+  // Written by who delivers, with the GIL, or with `fill` by who takes, with the mutex besides: a
+  // state is taken without the manager and its mutex.
   workers::Deliveries* deliveries;
   std::uint64_t first_job;  // the manager's number of the first job dealt
   bool has_dealt;
@@ -60,6 +63,12 @@ struct ResultIterator {
   bool jobs_done;
   bool finished;           // StopIteration from now on
   PyObject* source_error;  // what `jobs` raised, for its place in the order
+  // A job that `jobs` gave and that is not dealt yet, since Ctrl-C came, or there was no memory:
+  // the next one to be dealt. GIL.
+  PyObject* drawn;
+  // More has failed than may, with an element that was delivered nevertheless: what is raised in
+  // place of the next one. GIL.
+  PyObject* too_many;
   std::uint64_t elements;
   std::uint64_t bytes;
   std::uint64_t moved;
@@ -81,6 +90,7 @@ struct ResultIterator {
 bool has_pool(const ResultIterator* self);
 
 // Under the mutex: deals jobs of the plan for as long as the window allows. Runs no Python code.
+// Throws as Manager::produce does.
 void produce_from_plan(ResultIterator* self);
 
 // Asks the Python iterator for one job and deals it. False with an error set. Not under the mutex.
@@ -92,6 +102,9 @@ void take(ResultIterator* self, TakenOutcome& taken);
 // The element, or nullptr: with its error set, or without one if the job was skipped. Not under the
 // mutex.
 PyObject* deliver(ResultIterator* self, const TakenOutcome& taken);
+
+// Raises what was put off behind the last element, which ends the pass; nullptr.
+PyObject* end_with_too_many(ResultIterator* self);
 
 inline ResultIterator* as_iterator(PyObject* self) {
   return reinterpret_cast<ResultIterator*>(self);
@@ -106,7 +119,20 @@ PyObject* iterator_next(PyObject* object);
 PyObject* iterator_poll(PyObject* object, PyObject* const* arguments, Py_ssize_t count);
 PyObject* iterator_fileno(PyObject* object, PyObject*);
 
-// Gives up what is under way, if this iterator still has the pool.
+// Gives up what is under way, if this iterator still has the pool, and the pool with it.
 void abandon(ResultIterator* self);
+// The same, and keeps the pool: it can go on with other jobs.
+void end_pass(ResultIterator* self);
+
+// What `function` returns, or nullptr with the error set that it threw.
+template <class Function>
+PyObject* catching(Function&& function) {
+  try {
+    return function();
+  } catch (const std::exception&) {
+    set_caught_error();
+    return nullptr;
+  }
+}
 
 }  // namespace stook::bindings

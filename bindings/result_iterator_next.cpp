@@ -3,7 +3,7 @@
 // Per element: deal as many jobs as the window allows, look whether the awaited result is there,
 // sleep without the GIL if not, decode. No Python code runs while the manager's mutex is held.
 #include <csignal>
-#include <new>
+#include <exception>
 #include <optional>
 #include <utility>
 
@@ -34,8 +34,7 @@ bool wait(ResultIterator* self, bool& long_wait) {
     }
   }
   Manager::WaitEnd end = Manager::WaitEnd::kProgress;
-  bool failed = false;
-  shm::Error failure(shm::ErrorCode::kBroken, "");
+  std::exception_ptr failure;
   {
     const WithoutGil without_gil;
     const std::lock_guard lock(pool.mutex);
@@ -43,18 +42,16 @@ bool wait(ResultIterator* self, bool& long_wait) {
       if (has_pool(self) && !pool.lock_is_wanted()) {
         end = pool.manager.wait(self->ordered, long_wait ? &before : nullptr);
       }
-    } catch (const shm::Error& error) {
-      failure = error;
-      failed = true;
+    } catch (const std::exception&) {
+      failure = std::current_exception();
     }
   }
   if (long_wait) pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (failed) {
+  if (failure) {
     // Such as no descriptors for a worker's successor: nobody would do the dead one's work.
     self->finished = true;
     pool.close();
-    set_python_error(failure);
-    return false;
+    std::rethrow_exception(failure);
   }
   if (end == Manager::WaitEnd::kTimeOut) long_wait = true;
   if (end == Manager::WaitEnd::kSideChannel) {
@@ -121,14 +118,16 @@ bool disarm(ResultIterator* self) {
 // The next element; nullptr with an error set, or without one at the end of the pass. `absent`:
 // what to return rather than wait.
 PyObject* advance(ResultIterator* self, const Absent* absent) {
-  if (self->finished) return nullptr;
   WorkerPool& pool = *self->pool;
   Scratch taken(self);
   bool asked = false;  // for a job from Python
   bool long_wait = false;
   unsigned skipped = 0;
   for (;;) {
+    // Also by another thread, while this one waited.
+    if (self->finished) return nullptr;
     if (!check_usable(self)) return nullptr;
+    if (self->too_many != nullptr) return end_with_too_many(self);
     Manager::State state = Manager::State::kPending;
     bool may_produce = false;
     bool has_news = false;
@@ -160,8 +159,6 @@ PyObject* advance(ResultIterator* self, const Absent* absent) {
       set_python_error(error);
       pool.close();
       return nullptr;
-    } catch (const std::bad_alloc&) {
-      return PyErr_NoMemory();
     }
     if (has_news) {
       const OwnedRef done(PyObject_CallMethod(pool.functions.ptr(), "drain_side_channel", nullptr));
@@ -233,7 +230,7 @@ bool check_usable(ResultIterator* self) {
 
 PyObject* iterator_next(PyObject* object) {
   ResultIterator* self = as_iterator(object);
-  PyObject* element = advance(self, nullptr);
+  PyObject* element = catching([&] { return advance(self, nullptr); });
   if (self->watchers != 0) {
     // What this thread took, and the news that it slept for, are not told to others again.
     const OwnedRef error = take_exception();
@@ -250,7 +247,7 @@ PyObject* iterator_poll(PyObject* object, PyObject* const* arguments, Py_ssize_t
     return nullptr;
   }
   const Absent absent{arguments[0], arguments[1]};
-  PyObject* element = advance(as_iterator(object), &absent);
+  PyObject* element = catching([&] { return advance(as_iterator(object), &absent); });
   if (element == nullptr && PyErr_Occurred() == nullptr) PyErr_SetNone(PyExc_StopIteration);
   return element;
 }

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "bindings/errors.h"
 #include "bindings/result_iterator.h"
@@ -48,26 +49,38 @@ void count_errors(ResultIterator* self, std::uint64_t errors) {
   self->pool->errors += errors;
 }
 
-// Counts what failed. False if that is too much: the pass is over then, and the error set. `error`:
-// what is to be raised otherwise, if anything.
-bool bear_errors(ResultIterator* self, std::uint64_t errors, PyObject* error) {
+// Counts what failed. True if that is too much. `error`: of what failed, if it is known.
+bool is_too_much(ResultIterator* self, std::uint64_t errors, PyObject* error) {
   count_errors(self, errors);
-  const ErrorLimit* limit = self->limit;
-  if (limit == nullptr || !limit->is_exceeded(self->errors)) return true;
-  if (error != nullptr && PyErr_GivenExceptionMatches(error, PyExc_KeyboardInterrupt)) return true;
-  self->finished = true;
-  const OwnedRef allowed(limit->most >= 0 ? PyLong_FromLongLong(limit->most)
-                                          : PyFloat_FromDouble(limit->rate));
-  const OwnedRef raised(PyObject_CallMethod(self->pool->functions.ptr(), "too_many_errors", "KKOO",
-                                            static_cast<unsigned long long>(self->errors),
-                                            static_cast<unsigned long long>(limit->items),
-                                            allowed.get(), error == nullptr ? Py_None : error));
-  if (raised) raise_exception(raised.get());
-  // Keeps the exception: it runs no Python code but what dropped arguments bring.
-  const OwnedRef kept = take_exception();
-  abandon(self);
-  if (kept) raise_exception(kept.get());
-  return false;
+  if (self->limit == nullptr || !self->limit->is_exceeded(self->errors)) return false;
+  return error == nullptr || !PyErr_GivenExceptionMatches(error, PyExc_KeyboardInterrupt);
+}
+
+// What says so, or what was raised as that was made.
+OwnedRef too_many_errors(ResultIterator* self, PyObject* error) {
+  const ErrorLimit& limit = *self->limit;
+  const OwnedRef allowed(limit.most >= 0 ? PyLong_FromLongLong(limit.most)
+                                         : PyFloat_FromDouble(limit.rate));
+  OwnedRef made(PyObject_CallMethod(self->pool->functions.ptr(), "too_many_errors", "KKOO",
+                                    static_cast<unsigned long long>(self->errors),
+                                    static_cast<unsigned long long>(limit.items), allowed.get(),
+                                    error == nullptr ? Py_None : error));
+  return made ? std::move(made) : take_exception();
+}
+
+// Ends the pass, which can be set back then, with an error.
+void raise_and_end(ResultIterator* self, const OwnedRef& error) {
+  end_pass(self);
+  raise_exception(error.get());
+}
+
+// Raises what came in place of an element, or, if that is one too many, says so.
+void raise_error(ResultIterator* self, std::uint64_t errors, PyObject* error) {
+  if (is_too_much(self, errors, error)) {
+    raise_and_end(self, too_many_errors(self, error));
+  } else {
+    raise_exception(error);
+  }
 }
 
 // The index of the item that cost a worker, or None where that is not known.
@@ -109,18 +122,19 @@ PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
     self->limit->items += taken.items;
   }
   if (outcome.kind == workers::OutcomeKind::kElement) {
-    PyObject* element =
-        pool.decoder.decode_leased(taken.payload, taken.blocks, outcome.arena, taken.copy_out);
+    OwnedRef element(
+        pool.decoder.decode_leased(taken.payload, taken.blocks, outcome.arena, taken.copy_out));
     pool.held.release(outcome.job);
     note_delivery(self, outcome.job);
-    if (element == nullptr) {
+    if (!element) {
       const OwnedRef error = take_exception();
-      if (bear_errors(self, outcome.failed + 1, error.get())) raise_exception(error.get());
+      raise_error(self, outcome.failed + 1, error.get());
       return nullptr;
     }
-    if (outcome.failed != 0 && !bear_errors(self, outcome.failed, nullptr)) {
-      Py_DECREF(element);
-      return nullptr;
+    // It is good, and counts as delivered: the next one is what is too much.
+    if (outcome.failed != 0 && is_too_much(self, outcome.failed, nullptr)) {
+      const OwnedRef before(
+          std::exchange(self->too_many, too_many_errors(self, nullptr).release()));
     }
     const std::uint64_t copied = outcome.copied + (taken.copy_out ? outcome.moved : 0);
     const std::uint64_t moved = taken.copy_out ? 0 : outcome.moved;
@@ -132,7 +146,7 @@ PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
     pool.bytes += outcome.array_bytes;
     pool.moved += moved;
     pool.copied += copied;
-    return element;
+    return element.release();
   }
   for (const workers::BlockRef& block : taken.blocks) outcome.arena->release(block.id);
   const bool startup = outcome.kind == workers::OutcomeKind::kStartupError;
@@ -143,7 +157,9 @@ PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
     note_delivery(self, outcome.job);
   }
   if (outcome.kind == workers::OutcomeKind::kSkipped) {
-    if (outcome.failed != 0) bear_errors(self, outcome.failed, nullptr);
+    if (outcome.failed != 0 && is_too_much(self, outcome.failed, nullptr)) {
+      raise_and_end(self, too_many_errors(self, nullptr));
+    }
     return nullptr;
   }
   OwnedRef error;
@@ -170,9 +186,14 @@ PyObject* deliver(ResultIterator* self, const TakenOutcome& taken) {
   if (startup) {
     count_errors(self, 1);
     raise_exception(error.get());
-  } else if (bear_errors(self, outcome.failed + 1, error.get())) {
-    raise_exception(error.get());
+  } else {
+    raise_error(self, outcome.failed + 1, error.get());
   }
+  return nullptr;
+}
+
+PyObject* end_with_too_many(ResultIterator* self) {
+  raise_and_end(self, OwnedRef(std::exchange(self->too_many, nullptr)));
   return nullptr;
 }
 

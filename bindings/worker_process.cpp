@@ -353,21 +353,10 @@ class PythonRunner : public workers::JobRunner {
       std::memcpy(&from, job.payload.data(), sizeof from);
       return filled_payload(from, job.payload.subspan(sizeof from)).release();
     }
-    const std::size_t count = job.payload.size() / sizeof(std::uint64_t);
-    const auto index = [&](std::size_t i) {
-      std::uint64_t value = 0;
-      std::memcpy(&value, job.payload.data() + i * sizeof value, sizeof value);
-      return PyLong_FromUnsignedLongLong(value);
-    };
-    if (job.kind == kIndexJob) return index(0);
-    OwnedRef indices(PyTuple_New(static_cast<Py_ssize_t>(count)));
-    if (!indices) return nullptr;
-    for (std::size_t i = 0; i < count; ++i) {
-      PyObject* value = index(i);
-      if (value == nullptr) return nullptr;
-      PyTuple_SET_ITEM(indices.get(), static_cast<Py_ssize_t>(i), value);
-    }
-    return indices.release();
+    if (job.kind == kIndicesJob) return tuple_of(job.payload).release();
+    std::uint64_t index = 0;
+    std::memcpy(&index, job.payload.data(), sizeof index);
+    return PyLong_FromUnsignedLongLong(index);
   }
 
   bool publish(const workers::Job& job, const Remarks& remarks, workers::Worker& worker) {

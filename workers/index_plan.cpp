@@ -147,13 +147,18 @@ bool IndexPlan::next(Job& job) {
       // Stays so: the next epoch is not begun, and has jobs.
       return false;
     }
+    const std::uint64_t item = item_;
+    const std::uint64_t count = std::min(batch_, items_ - item);
+    if (count > kMaxJobItems) {
+      throw std::invalid_argument("a batch of " + text(count) +
+                                  " items is more than the 2**32 that one can have");
+    }
+    indices_.resize(count);  // it may throw, and this job has moved nothing yet
     job.epoch = options_.first_epoch + epochs_done_;
     job.position = position_++;
     job.number = first_place_of(job.epoch) / batch_ + options_.shard_index +
                  job.position * options_.shard_count;
     job.ordinal = ordinal_++;
-    const std::uint64_t item = item_;
-    const std::uint64_t count = std::min(batch_, items_ - item);
     item_ += count;
     if (skipped_ < options_.skip.size() && options_.skip[skipped_] == job.ordinal) {
       ++skipped_;
@@ -162,7 +167,6 @@ bool IndexPlan::next(Job& job) {
     if (options_.shuffle_seed.has_value() && !permutation_.has_value()) {
       permutation_.emplace(options_.length, *options_.shuffle_seed, job.epoch);
     }
-    indices_.resize(count);
     job.place = first_place_of(job.epoch) + options_.shard_index + item * options_.shard_count;
     std::uint64_t place = job.place;
     for (std::uint64_t& index : indices_) {
@@ -176,7 +180,11 @@ bool IndexPlan::next(Job& job) {
 
 void IndexPlan::rewind(std::uint64_t epoch, std::uint64_t position, std::uint64_t item,
                        std::uint64_t ordinal) {
-  if (!options_.fill) throw std::logic_error("only a plan with fill can be rewound");
+  if (!options_.fill) throw std::invalid_argument("only a plan with fill can be rewound");
+  if (epoch < options_.first_epoch) {
+    throw std::invalid_argument("a plan from epoch " + text(options_.first_epoch) +
+                                " on cannot be rewound to epoch " + text(epoch));
+  }
   epochs_done_ = epoch - options_.first_epoch;
   position_ = position;
   items_ = items_in(epoch);

@@ -66,6 +66,8 @@ struct ItemsFrom {
 class IndexPlan {
  public:
   static constexpr std::uint64_t kMaxLength = std::uint64_t{1} << 62;
+  // Items of one job. A batch size may be larger where the source is not.
+  static constexpr std::uint64_t kMaxJobItems = std::uint64_t{1} << 32;
 
   struct Options {
     std::uint64_t length = 0;      // of the source, up to kMaxLength
@@ -109,12 +111,14 @@ class IndexPlan {
   explicit IndexPlan(Options options);
 
   // Fills in the next job, or returns false, from then on every time, when the pass is over. A plan
-  // whose epochs have no job is over at once, also one without end. May throw std::bad_alloc the
-  // first time, for a batch size beyond memory.
+  // whose epochs have no job is over at once, also one without end. Throws std::invalid_argument
+  // for a batch beyond kMaxJobItems, and may throw std::bad_alloc for one beyond memory: then that
+  // job is still the next one.
   bool next(Job& job);
 
   // With `fill`: goes on with the job of `ordinal`, as `position` of `epoch`, from `item` on. The
-  // jobs that were dealt beyond it are dealt again, and differ.
+  // jobs that were dealt beyond it are dealt again, and differ. Throws std::invalid_argument for an
+  // epoch before the first one, and without `fill`.
   void rewind(std::uint64_t epoch, std::uint64_t position, std::uint64_t item,
               std::uint64_t ordinal);
 

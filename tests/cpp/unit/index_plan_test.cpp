@@ -8,6 +8,7 @@
 #include <map>
 #include <set>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -442,7 +443,28 @@ TEST(IndexPlan, RefusesWhatItCannotPlan) {
   EXPECT_NO_THROW(IndexPlan({.length = 5, .first_position = 5}));
   EXPECT_NO_THROW(
       IndexPlan({.length = 5, .batch_size = 2, .drop_remainder = true, .first_position = 2}));
-  EXPECT_THROW(IndexPlan({.length = 5}).rewind(0, 0, 0, 0), std::logic_error);
+  EXPECT_THROW(IndexPlan({.length = 5}).rewind(0, 0, 0, 0), std::invalid_argument);
+  IndexPlan late({.length = 5, .batch_size = 2, .first_epoch = 3, .fill = true});
+  EXPECT_THROW(late.rewind(2, 0, 0, 0), std::invalid_argument);
+}
+
+// A batch that cannot be had is still the next one, and says so again.
+TEST(IndexPlan, RefusesABatchThatIsTooLarge) {
+  constexpr std::uint64_t kWhole = IndexPlan::kMaxLength;
+  IndexPlan plan({.length = kWhole, .batch_size = kWhole});
+  IndexPlan::Job job;
+  for (int turn = 0; turn < 2; ++turn) {
+    try {
+      plan.next(job);
+      FAIL() << "no error";
+    } catch (const std::invalid_argument& error) {
+      EXPECT_NE(std::string(error.what()).find(std::to_string(kWhole)), std::string::npos);
+    }
+  }
+  // The size alone is no batch.
+  IndexPlan small({.length = 3, .batch_size = kWhole});
+  ASSERT_TRUE(small.next(job));
+  EXPECT_EQ(job.indices.size(), 3U);
 }
 
 TEST(IndexPlan, RefusesASourceThatIsTooLong) {

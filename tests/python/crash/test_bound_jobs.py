@@ -61,10 +61,13 @@ def test_jobs_without_a_worker_are_for_anybody() -> None:
 
 @pytest.mark.parametrize("worker", [3, -1, 2**40, -(2**70)])
 def test_a_worker_that_cannot_be_is_named(worker: int) -> None:
-    with running([(0, 0, "a", worker), (0, 1, "b")]) as results:
+    """In its place in the order, where the jobs then end."""
+    with running([(0, 0, "a"), (0, 1, "b", worker), (0, 2, "c")]) as results:
+        assert next(results)[0] == "a"
         with pytest.raises(ValueError, match=rf"worker {worker}, and the workers are 0 to 2"):
             next(results)
-        assert next(results)[0] == "b"
+        assert list(results) == []
+        assert results.delivered() == (1, [])
 
 
 def test_a_worker_that_is_no_number_is_refused() -> None:

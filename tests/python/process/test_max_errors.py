@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 import stook
+from stook import _core, _processes
+from stook._element_errors import Report
+from stook._task import BoundTask, LoaderTask
 
 OPTIONS = pytest.mark.parametrize(
     "options",
@@ -75,7 +78,8 @@ def test_items_left_out_of_batches_count_one_by_one(options: Any, source: str) -
     ) as loader:
         seen, error = run(loader)
         # 0 and 10, then 20, then 30 and 40.
-        assert [len(batch) for batch in seen] == [13, 14]
+        of_processes = isinstance(options, stook.MultiprocessingOptions) and options.num_workers
+        assert [len(batch) for batch in seen] == ([13, 14, 13] if of_processes else [13, 14])
         assert error is not None
         assert (error.errors, error.items) == (5, 45)
 
@@ -145,5 +149,56 @@ def test_a_shorter_batch_has_fewer_items(buffer_size: int) -> None:
     ) as loader:
         seen, error = run(loader)
         assert error is not None
-        assert [len(batch) for batch in seen] == [100, 9, 100]
+        assert [len(batch) for batch in seen] == [100, 9, 100, 9]
         assert (error.errors, error.items) == (2, 220)
+
+
+class ReportingTask(LoaderTask):
+    """Each element is good, and has cost what its index says."""
+
+    def bind(self, where: str = "worker") -> BoundTask:
+        return lambda epoch, position, payload: Report(payload, failed=payload)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("jobs", ["plan", "python"])
+def test_the_element_that_is_one_too_many_is_delivered(ordered: bool, jobs: str) -> None:
+    def deal(indices: range) -> Any:
+        if jobs == "python":
+            return iter([(0, index, index) for index in indices])
+        return _core.IndexPlan(indices.stop, first_position=indices.start)
+
+    options = stook.MultiprocessingOptions(num_workers=1, start_method="fork")
+    pool = _processes.start(ReportingTask(None), options)
+    try:
+        iterator = pool.iterate(deal(range(10)), ordered=ordered, max_errors=5)
+        assert [next(iterator) for _ in range(4)] == [0, 1, 2, 3]
+        assert iterator.delivered() == (4, [])
+        with pytest.raises(stook.TooManyErrors, match="6"):
+            next(iterator)
+        assert iterator.delivered() == (4, []), "nothing else counts as delivered"
+        assert list(iterator) == []
+        # It can be set back, or go on behind what was delivered.
+        iterator._restart(deal(range(4, 10)), ())
+        assert next(iterator) == 4
+        iterator._restart(deal(range(1)), ())
+        assert list(iterator) == [0], "what was put off is not the next pass's"
+    finally:
+        pool.close()
+
+
+def test_a_state_of_after_too_many_errors_goes_on() -> None:
+    options = stook.MultiprocessingOptions(num_workers=2, start_method="fork")
+    with stook.DataLoader(
+        range(60), fail_in_tens, options=options, batch_size=15, on_error="skip", max_errors=3
+    ) as loader:
+        iterator = iter(loader)
+        assert [len(next(iterator)) for _ in range(3)] == [13, 14, 13]
+        with pytest.raises(stook.TooManyErrors):
+            next(iterator)
+        state = iterator.get_state()
+        assert state["position"] == 3
+        iterator.set_state(state)
+        assert next(iterator).tolist() == [45, 46, 47, 48, 49, *range(51, 60)]
+        with pytest.raises(stook.TooManyErrors):
+            next(iterator)
