@@ -342,7 +342,10 @@ class TaskPool(StaysHere):
         def are_up() -> bool:
             return self._closed or len(self._core.worker_pids) >= self._core.workers_alive
 
-        self.wait(are_up, 60.0)
+        # By the clock: who delivers meanwhile hears of them, and tells nobody.
+        end = time.monotonic() + 60.0
+        while not are_up() and time.monotonic() < end:
+            self.wait(are_up, 0.02)
         return [WorkerHandle(self._exit_codes, pid) for pid in self._core.worker_pids]
 
     def _note_deaths(self, deaths: list[tuple[int, int, int]]) -> None:

@@ -17,7 +17,6 @@ MAX_LINES = 500
 
 # Longer files, each with the reason why it is still one thing.
 LONGER: dict[str, str] = {
-    "python/stook/_futures.py": "futures and the pool that settles them, which share all state",
     "tests/cpp/model/checker.cpp": "one algorithm: the parts of the explorer share all state",
     "tests/cpp/unit/block_allocator_test.cpp": "the cases of one class",
     "tests/cpp/unit/segment_owner_test.cpp": "the cases of one room: owners, attachers, sweepers",

@@ -24,7 +24,7 @@ import pytest
 
 import stook
 from leftovers import wait_until
-from stook import _futures
+from stook import _attendant, _futures_exit
 
 METHODS = ("forkserver", "fork")
 
@@ -280,7 +280,9 @@ def test_everybody_hears_of_a_cancellation(gate: Gate) -> None:
             thread.start()
         pool = executor._pool
         assert pool is not None
-        assert wait_until(lambda: pool._impatient and cancelled.__dict__.get("_waiters_"), 30)
+        assert wait_until(
+            lambda: pool.attendant._impatient and cancelled.__dict__.get("_waiters_"), 30
+        )
         assert cancelled.cancel()
         for thread in threads:
             thread.join(30)
@@ -864,7 +866,7 @@ def test_a_thread_that_cannot_be_started_leaves_nothing(monkeypatch: pytest.Monk
         patched.setattr(threading.Thread, "start", refuse)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             executor.submit(abs, -1)
-    assert _futures._pools == set()
+    assert _futures_exit._pools == set()
     assert executor.submit(abs, -1).result(30) == 1
     executor.shutdown()
 
@@ -876,7 +878,7 @@ def test_a_fault_of_the_pools_thread_is_everybodys_error(
     monkeypatch.setattr(threading, "excepthook", lambda fault: heard.append(fault.exc_value))
     executor = stook.ProcessPoolExecutor(1)
     running = hold(executor, gate)
-    monkeypatch.setattr(_futures.FuturePool, "_call_back_all", raise_it)
+    monkeypatch.setattr(_attendant.Attendant, "_call_back_all", raise_it)
     running.add_done_callback(print)
     with pytest.raises(BrokenProcessPool, match="thread of the process pool failed"):
         running.result(30)

@@ -120,7 +120,7 @@ def test_a_loop_hears_of_its_result_after_a_thread_has_stopped_waiting(
 
     with pytest.MonkeyPatch.context() as patch:
         # The pool's thread is not what helps.
-        patch.setattr("stook._futures._TAKE_OVER", 3600.0)
+        patch.setattr("stook._attendant._TAKE_OVER", 3600.0)
         result = asyncio.run(asyncio.wait_for(main(), DEADLINE))
     let_go(other)
     assert result == 8
