@@ -12,10 +12,12 @@ import dataclasses
 import importlib
 import inspect
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from ._deliveries import array_bytes
 from ._spdl_arena import Arena, ArenaReader, ArenaWriter, arena
 from .executor import ProcessPoolExecutor
 from .subprocess_iterator import SubprocessIterable, iterate_in_subprocess
@@ -64,8 +66,8 @@ def run_pipeline_in_subprocess(
       queue_class: See there.
       task_hook_factory: See there.
       background_tasks: See there.
-      use_thread_output_queue: See there; `None`: unless there is a `queue_class`. Without it, SPDL
-        still refers to half of the results when they are handed over, and those are copied.
+      use_thread_output_queue: See there; `None`: unless there is a `queue_class`. With it, results
+        that are handed over are sooner nobody else's, and so more of them are moved.
       buffer_size: Results that are sent ahead, beside those in the pipeline's sink.
       initializer: Called in the process before all else; or several, one after the other.
       mp_context: The start method: a context of `multiprocessing`, or its name. `None` is
@@ -314,12 +316,61 @@ class _Runs:
             self._kept.start()
 
     def __iter__(self) -> Iterator[Any]:
+        return _LetGoOf(self._results())
+
+    def _results(self) -> Iterator[Any]:
         if self._kept is not None:
             yield from self._kept
             return
         pipeline = self._build(self._config, **self._settings)
         with pipeline.auto_stop():
             yield from pipeline
+
+
+class _LetGoOf:
+    """Results of a pipeline, each when SPDL does not refer to it any more.
+
+    SPDL's event loop has put a result into its queue a moment before it drops it itself; what is
+    handed over in that moment would be copied. Copying takes about as long as is waited here at
+    most. Where that is in vain, because something keeps results, the next ones are not waited for,
+    twice as many of them each time.
+    """
+
+    def __init__(self, results: Iterator[Any]) -> None:
+        self._results = results
+        self._in_vain = 0
+        self._unwaited = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        result = next(self._results)
+        if sys.getrefcount(result) <= _OURS:
+            return result
+        if self._unwaited > 0:
+            self._unwaited -= 1
+            return result
+        size = array_bytes(result)
+        if size < _FEWEST_BYTES:
+            return result
+        end = time.perf_counter() + size * _SECONDS_A_BYTE
+        while sys.getrefcount(result) > _OURS:
+            if time.perf_counter() > end:
+                self._in_vain = min(self._in_vain + 1, 8)
+                self._unwaited = 1 << self._in_vain
+                return result
+            time.sleep(_STEP)  # in which the loop's thread has its turn
+        self._in_vain = 0
+        return result
+
+
+# References to an object that one variable alone holds, as `sys.getrefcount` counts them.
+_OURS = 2
+# Smaller results are copied in less time than a thread takes to have its turn.
+_FEWEST_BYTES = 1 << 18
+_SECONDS_A_BYTE = 1e-9
+_STEP = 5e-5
 
 
 def _is_continuous(config: Any) -> bool:

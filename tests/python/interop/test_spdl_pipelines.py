@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -215,3 +217,67 @@ def test_an_arena_is_not_needed() -> None:
 def test_what_is_no_pipeline_is_refused() -> None:
     with pytest.raises(TypeError, match="PipelineConfig or a PipelineBuilder"):
         run([1, 2, 3])
+
+
+# ---- what is referred to -------------------------------------------------------------------------
+
+
+def test_results_are_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stook.spdl, "_SECONDS_A_BYTE", 1.0)
+
+    def large(number: int) -> list[np.ndarray]:
+        return [np.full(1 << 18, number, np.uint8)]
+
+    for threads in (True, False):
+        settings = {"num_threads": 2, "use_thread_output_queue": threads}
+        with ThreadPoolExecutor(2) as executor:
+            config = builder(large, 40, executor=executor).get_config()
+            seen = 0
+            for result in stook.spdl._Runs(config, settings):
+                assert sys.getrefcount(result) == 2  # `result`, and the argument
+                seen += 1
+        assert seen == 40
+
+
+class Clock:
+    """In the place of `time`, with what is to happen in the sleep with this number."""
+
+    def __init__(self, at: int = -1, happens: Any = None) -> None:
+        self.sleeps = 0
+        self._at = at
+        self._happens = happens
+
+    def perf_counter(self) -> float:
+        return 1e-4 * self.sleeps
+
+    def sleep(self, _: float) -> None:
+        self.sleeps += 1
+        if self.sleeps == self._at:
+            self._happens()
+
+
+def test_a_result_that_somebody_refers_to_for_a_while_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = [np.zeros(1 << 20, np.uint8), np.zeros(1000, np.uint8)]
+    clock = Clock(3, lambda: kept.__setitem__(0, None))
+    monkeypatch.setattr(stook.spdl, "time", clock)
+    results = stook.spdl._LetGoOf(map(kept.__getitem__, range(2)))
+    next(results)
+    assert clock.sleeps == 3
+    next(results)  # a small one, which is kept: it is copied in less time
+    assert clock.sleeps == 3
+
+
+def test_results_that_are_kept_are_soon_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(stook.spdl, "time", clock)
+    kept = np.zeros(1 << 20, np.uint8)
+    results = stook.spdl._LetGoOf(itertools.repeat((kept,), 1000))
+    waited = []
+    before = 0
+    for number, _ in enumerate(results):
+        if clock.sleeps > before:
+            waited.append(number)
+        before = clock.sleeps
+    assert waited == [0, 3, 8, 17, 34, 67, 132, 261, 518, 775]
