@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ._element_errors import SKIP, Report
+from ._element_errors import SKIP, Report, items_used_by
 from .errors import TooManyErrors
 from .stats import LoaderStats
 
@@ -41,6 +41,9 @@ class Counts:
 class Deliveries:
     """Counts what one iterator delivers, and ends the pass when too much of it has failed.
 
+    An element that is there is delivered, also if too many items failed when it was made: then it
+    is the next delivery that raises.
+
     Args:
       totals: Of all iterators of the loader; counted on as well.
       batched: A job's payload is a sequence of items.
@@ -62,22 +65,42 @@ class Deliveries:
         self._others = 1 if filled else 0
         self._max_errors = max_errors
         self._items = 0
+        self._pending: TooManyErrors | None = None
+
+    def begin(self) -> None:
+        """To be called before anything is delivered.
+
+        Raises:
+          TooManyErrors: What failed up to the last element was too much; the pass is over.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            raise pending
+
+    def restart(self) -> None:
+        """The pass goes on elsewhere; what has failed is counted on."""
+        self._pending = None
 
     def take(self, made: Any, payload: Any) -> Any:
         """The element to deliver, or `SKIP`, from what the task returned for `payload`.
 
         Raises:
-          TooManyErrors: What failed of it is too much; the pass is over.
+          TooManyErrors: What failed of it is too much, and there is nothing to deliver; the pass is
+            over.
         """
         items = self._items_of(payload)
         if type(made) is Report:
             report = made
             made = report.element
-            if report.consumed is not None:
-                items = report.consumed
+            used = items_used_by(report)
+            if used is not None:
+                items = used
             self._items += items
             if report.failed:
-                self._count_errors(report.failed, None)
+                too_many = self._count_errors(report.failed, None)
+                if too_many is not None and made is SKIP:
+                    raise too_many
+                self._pending = too_many
         else:
             self._items += items
         if made is not SKIP:
@@ -93,21 +116,25 @@ class Deliveries:
         Raises:
           TooManyErrors: It is one too many; the pass is over.
         """
-        self._items += self._items_of(payload)
-        self._count_errors(1, error)
+        used = items_used_by(error)
+        self._items += self._items_of(payload) if used is None else used
+        too_many = self._count_errors(1, error)
+        if too_many is not None:
+            raise too_many from error
 
     def _items_of(self, payload: Any) -> int:
         return len(payload) - self._others if self._batched else 1
 
-    def _count_errors(self, errors: int, error: BaseException | None) -> None:
+    def _count_errors(self, errors: int, error: BaseException | None) -> TooManyErrors | None:
         for counts in (self._own, self._totals):
             counts.errors += errors
         if isinstance(error, KeyboardInterrupt):
-            return
+            return None
         most = self._max_errors
-        if most is not None and is_too_many(self._own.errors, self._items, most):
-            last = "" if error is None else f"{type(error).__name__}: {error}"
-            raise TooManyErrors(self._own.errors, self._items, most, last) from error
+        if most is None or not is_too_many(self._own.errors, self._items, most):
+            return None
+        last = "" if error is None else f"{type(error).__name__}: {error}"
+        return TooManyErrors(self._own.errors, self._items, most, last)
 
     def stats(self) -> LoaderStats:
         return self._own.stats()

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Final, final
 
 from .errors import ElementError
 
-__all__ = ["DEFAULT_POLICY", "SKIP", "Policy", "Report", "Skip"]
+__all__ = [
+    "DEFAULT_POLICY",
+    "SKIP",
+    "Policy",
+    "Report",
+    "Skip",
+    "items_used_by",
+    "note_items_used",
+]
 
 
 @final
@@ -55,6 +64,26 @@ class Report:
         self.element = element
         self.failed = failed
         self.consumed = consumed
+
+
+def note_items_used(error: BaseException, count: int) -> None:
+    """Notes on what a batch raises how many items of the plan it has used up (`fill_batches`)."""
+    # Also where it was noted before: one object may be raised for several batches.
+    with contextlib.suppress(Exception):
+        error._stook_consumed = count  # type: ignore[attr-defined]
+
+
+def items_used_by(made: Any) -> int | None:
+    """How many items an element, or what was raised in its stead, has used up.
+
+    `None`: as many as were planned.
+    """
+    if type(made) is Report:
+        return made.consumed
+    if isinstance(made, BaseException):
+        used = getattr(made, "_stook_consumed", None)
+        return used if type(used) is int else None
+    return None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _core
-from ._element_errors import Report
+from ._element_errors import items_used_by
 
 __all__ = ["FilledPlan"]
 
@@ -56,15 +56,14 @@ class FilledPlan(_core.IndexPlan):
           ordinal: Of the batch; they come in order.
           epoch: Of the batch.
           payload: What was dealt: a `FurtherItems`, and the indices.
-          made: What the task returned. One that raised has used up what it was dealt.
+          made: What the task returned or raised.
 
         Returns:
           True if what was dealt behind it is void.
         """
         dealt = len(payload) - 1
-        used = dealt
-        if type(made) is Report and made.consumed is not None:
-            used = made.consumed
+        noted = items_used_by(made)
+        used = dealt if noted is None else noted
         if ordinal == self._next[0]:
             _, before, position, item = self._next
             if epoch != before:

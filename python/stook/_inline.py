@@ -94,6 +94,11 @@ class InlineIterator(LoaderIterator):
                     raise StopIteration
                 jobs, run = self._work
                 try:
+                    self._deliveries.begin()
+                except TooManyErrors:
+                    self._work = None
+                    raise
+                try:
                     # A worker that a job is for is none of this process's business.
                     epoch, position, payload, *_ = next(jobs)
                 except BaseException:
@@ -104,7 +109,7 @@ class InlineIterator(LoaderIterator):
                     try:
                         element = run(epoch, position, payload)
                     except BaseException as error:
-                        self._note(epoch, payload, None)
+                        self._note(epoch, payload, error)
                         self._deliveries.fail(error, payload)
                         raise
                     self._note(epoch, payload, element)
@@ -144,6 +149,7 @@ class InlineIterator(LoaderIterator):
             self._filled = jobs if isinstance(jobs, FilledPlan) else None
             self._skip = skip
             self._delivered = 0
+            self._deliveries.restart()
 
     def stats(self) -> LoaderStats:
         return self._deliveries.stats()

@@ -172,6 +172,11 @@ class ThreadIterator(LoaderIterator):
         self._busy = True
         value: Any = None
         try:
+            try:
+                self._deliveries.begin()
+            except TooManyErrors:
+                self._end()
+                raise
             while True:
                 outcome = self._next_outcome(may_wait)
                 if outcome is None:
@@ -227,9 +232,9 @@ class ThreadIterator(LoaderIterator):
 
     def _settle(self, filled: FilledPlan, number: int) -> None:
         """Under the pass's lock: what was dealt behind a batch is void if it has taken more."""
-        success, made = self._shared.done[number]
+        _, made = self._shared.done[number]
         job = self._jobs_out[number]
-        if not filled.settle(number, job.epoch, job.payload, made if success else None):
+        if not filled.settle(number, job.epoch, job.payload, made):
             return
         # In an order in which Ctrl-C in between does no harm: it then is done once more.
         self._void = [job for job in self._void if not job.ended]
@@ -405,6 +410,7 @@ class ThreadIterator(LoaderIterator):
                 self._dealt = 0
                 self._gone = 0, frozenset()
                 self._skip = skip
+                self._deliveries.restart()
 
     def stats(self) -> LoaderStats:
         return self._deliveries.stats()

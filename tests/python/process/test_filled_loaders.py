@@ -319,6 +319,13 @@ def test_too_many_errors_are_the_same_everywhere(place: str) -> None:
             assert outcomes(iter(loader)) == wanted
 
 
+@a_place_of_each_kind
+def test_the_items_of_batches_to_which_nothing_happened_are_counted(place: str) -> None:
+    settings: Any = {"on_error": "skip", "collate": list, "max_errors": 0}
+    with made(place, range(LENGTH), failing("the last"), **settings) as loader:
+        assert outcomes(iter(loader))[-1] == (1, 32)  # the next ones are not looked for
+
+
 class Endless:
     def __len__(self) -> int:
         return 10**12

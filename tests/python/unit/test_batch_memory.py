@@ -146,6 +146,8 @@ def test_an_item_whose_assembling_raises_is_lost_alone(odd: set[int]) -> None:
         ([(1, 2), [1, 2], (3, 4), {"a": 1}], ([1, 3], [2, 4]), 2),
         ([1, {"b": 1, "a": 2}, {"a": 3, "b": 4}], {"b": [1, 4], "a": [2, 3]}, 1),
         ([1, np.int32(2), np.zeros((), np.int32), np.zeros(1, np.int32)], [2, 0], 2),
+        ([1, np.zeros(3), np.zeros(2), np.ones(2)], [[0, 0], [1, 1]], 2),
+        ([1, {"a": 1}, {"b": 1}, {"b": 2}], {"b": [1, 2]}, 2),
         ([True, 1, np.int64(2)], [1, 2], 1),
         ([1, stook.SKIP, "a", "b"], ["a", "b"], 1),
     ],
