@@ -35,7 +35,7 @@ class Elsewhere:
     def _refuse(self, *_: Any) -> NoReturn:
         raise StookError(
             f"this {self.__dict__['_kind']} belongs to the process that made it, and this is one of"
-            " its workers; make a loader here"
+            " its workers; make another one here"
         )
 
     def __getattr__(self, name: str) -> Any:

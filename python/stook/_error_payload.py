@@ -61,7 +61,7 @@ def decode_error(payload: bytes) -> BaseException:
     if not isinstance(error, BaseException):
         return RemoteError(f"{name} was raised in a worker, and {reason}. It was:\n{text}", name)
     remote = RemoteError(f'\n"""\n{text}"""', name)
-    remote._is_of_result = error.__dict__.pop("_stook_unsendable", False)
+    remote._unsendable = error.__dict__.pop("_stook_unsendable", "")
     if error.__cause__ is None:
         error.__cause__ = remote
     else:  # an ElementError, whose cause is what user code raised

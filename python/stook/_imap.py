@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ._pool_arguments import check_timeout
 from ._results import Waits, raise_in_its_place
 from ._streams import Failure, Feed, Job, Pace, as_raised
 from ._task_pool import Function, TaskPool
@@ -366,6 +367,7 @@ class IMapIterator:
           BaseException: What the call for this item raised, or the iterable; a `RuntimeError` in
             place of a `StopIteration` of the call.
         """
+        check_timeout(timeout)
         end = None if timeout is None else time.monotonic() + timeout
         feed = self._feed
         ready = self._ready

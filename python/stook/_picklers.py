@@ -34,7 +34,10 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, io.TextIOWrapper) and obj not in (sys.stdout, sys.stderr):
-            raise TypeError(f"cannot pickle the open file {obj.name!r}")
+            raise TypeError(
+                f"cannot pickle the open file {obj.name!r}: between processes, send its path"
+                " and open it where it is used"
+            )
         if get_spawning_popen() is not None:  # queues, pipes and the like
             reduce = ForkingPickler._extra_reducers.get(type(obj))  # type: ignore[attr-defined]
             # Others register there, too: torch would send tensors as descriptors that it closes.

@@ -179,7 +179,7 @@ def pickle_results(objects: list[Any], min_shared_bytes: int) -> tuple[bytes, li
         return _pickle_leaves(_ResultPickler, objects, min_shared_bytes)
     except BaseException as error:
         with contextlib.suppress(Exception):  # a class that forbids attributes
-            error._stook_unsendable = True  # type: ignore[attr-defined]
+            error._stook_unsendable = ", ".join(map(_shown, objects)) or "it"  # type: ignore[attr-defined]
         raise
 
 
@@ -258,7 +258,7 @@ def dump_for_workers(
         raise StookError(
             f"{path} cannot be sent to worker processes: {_shown(culprit)} cannot be pickled"
             f" ({type(error).__name__}: {error}). Open it in the workers"
-            " (MultiprocessingOptions(worker_init_fn=...), or on first use), or pass"
+            " (in an initializer or worker_init_fn, or on first use), or pass"
             " start_method='fork': forked workers inherit everything"
         ) from error
     return data

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ._results import AsyncResult
 
-__all__ = ["CLOSE", "INIT", "RUN", "TERMINATE", "PoolMethods", "check_chunksize"]
+__all__ = ["CLOSE", "INIT", "RUN", "TERMINATE", "PoolMethods"]
 
 # The states and their names are those of multiprocessing.pool.
 INIT, RUN, CLOSE, TERMINATE = "INIT", "RUN", "CLOSE", "TERMINATE"
@@ -139,9 +139,3 @@ class PoolMethods:
                 source=self,
                 stacklevel=3,
             )
-
-
-def check_chunksize(chunksize: int) -> int:
-    if chunksize < 1:
-        raise ValueError(f"Chunksize must be 1+, not {chunksize}")
-    return chunksize

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import TimeoutError
 from typing import Any, NoReturn, Protocol
 
+from ._pool_arguments import check_timeout
+
 __all__ = ["AsyncResult", "IMapIterator", "MapResult", "Waits", "raise_in_its_place", "report"]
 
 
@@ -89,6 +91,7 @@ class AsyncResult:
 
     def wait(self, timeout: float | None = None) -> None:
         """Blocks until the call has ended, at most `timeout` seconds."""
+        check_timeout(timeout)
         pool = self._pool
         if not self._ready and pool is not None:
             pool.wait(self.ready, timeout)
@@ -141,7 +144,8 @@ class MapResult(AsyncResult):
         self._chunks_left = chunks
         self._error: BaseException | None = None
         self._lock = threading.Lock()
-        if chunks == 0:
+        if chunks == 0:  # nobody is called back, as in multiprocessing
+            self._callback = None
             self._set(True, [])
 
     def _add_chunk(
@@ -204,6 +208,7 @@ class IMapIterator:
           BaseException: What the call for this item raised, or the iterable; a `RuntimeError` in
             place of a `StopIteration` of the call.
         """
+        check_timeout(timeout)
         end = None if timeout is None else time.monotonic() + timeout
         while True:
             with self._lock:

@@ -2,7 +2,7 @@
 
 A feed draws items from a source and sends them as jobs, some items each, so many at a time that the
 workers always have some and the results lie in bounded memory. What it does with the results is
-what `MapFeed` (pool.py) and `IMapFeed` (_imap.py) differ in.
+what `MapFeed` (_map.py) and `IMapFeed` (_imap.py) differ in.
 
 How many items make a job is the user's `chunksize`, or a multiple of it that is found by measuring
 (`Pace`): a job should take long beside what sending one costs. Nobody can tell but by the clock: a
@@ -49,8 +49,8 @@ def as_raised(error: BaseException) -> BaseException:
         )
 
         text = str(cause)
-        if cause._is_of_result:
-            unsendable: Exception = MaybeEncodingError(error, "what the call returned")
+        if cause._unsendable:
+            unsendable: Exception = MaybeEncodingError(error, _Shown(cause._unsendable))
             unsendable.__cause__ = RemoteTraceback(text)
             return unsendable
         error.__cause__ = RemoteTraceback(text)
@@ -59,6 +59,16 @@ def as_raised(error: BaseException) -> BaseException:
     wrapped = StookError(f"{error!r} was raised by a call in a worker process")
     wrapped.__cause__ = error
     return wrapped
+
+
+class _Shown:
+    """Stands for a value of another process, of which the `repr` has come."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 class Failure:

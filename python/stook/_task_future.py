@@ -9,6 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import _base
 from typing import TYPE_CHECKING, Any
 
+from ._pool_arguments import check_timeout
+
 if TYPE_CHECKING:
     from ._futures import FuturePool
 
@@ -171,6 +173,7 @@ class TaskFuture(concurrent.futures.Future):  # type: ignore[type-arg]
         return self._state != _PENDING or self._is_late
 
     def _wait(self, timeout: float | None) -> None:
+        check_timeout(timeout)
         if not self._pool.wait(self._is_settled, timeout):
             raise concurrent.futures.TimeoutError
 

@@ -20,8 +20,8 @@ from ._locks import renew_lock_in_child
 from ._pickling import dump_function
 from ._start import crosses_by_name, forget_in_children, start_processes
 from ._worker_handle import Death, WorkerHandle
-from .errors import PoolBroken, StookError
-from .options import MultiprocessingOptions
+from .errors import PoolBroken, StookError, add_note
+from .options import MultiprocessingOptions, _shown
 
 __all__ = ["Death", "Function", "TaskPool", "WorkerHandle"]
 
@@ -65,7 +65,24 @@ class _Initializer:
         if self._init is not None:
             self._init(index, count)
         if self._initializer is not None:
-            self._initializer(*self._arguments)
+            try:
+                self._initializer(*self._arguments)
+            except Exception as error:
+                add_note(error, "by the initializer of a pool, which runs before any call")
+                raise
+
+
+def method_of(context: Any, name: str = "context") -> str:
+    """The start method of a context of `multiprocessing`, or of its name."""
+    method = context.get_start_method() if hasattr(context, "get_start_method") else context
+    if not isinstance(method, str):
+        raise TypeError(
+            f"{name} must be a context, as multiprocessing.get_context() gives, or the name of a"
+            f" start method, got {_shown(context)}"
+        )
+    if method not in ("fork", "forkserver", "spawn"):
+        raise ValueError(f"{name} must be 'fork', 'forkserver' or 'spawn', got {_shown(context)}")
+    return method
 
 
 class TaskPool(StaysHere):

@@ -246,7 +246,7 @@ class RemoteError(StookError):
       type_name: Name of the type of the exception that was raised, or `None`.
     """
 
-    _is_of_result = False  # what it is the cause of was raised when a result was pickled
+    _unsendable = ""  # the result that could not be pickled, which made what this is the cause of
 
     def __init__(self, message: str = "", type_name: str | None = None) -> None:
         super().__init__(message, type_name)

@@ -19,9 +19,17 @@ from typing import Any
 from ._elsewhere import StaysHere
 from ._futures import FuturePool, ItemsCall, TaskFuture
 from ._locks import renew_lock_in_child
+from ._pool_arguments import (
+    check_chunksize,
+    check_function,
+    check_initargs,
+    check_options,
+    check_timeout,
+    check_workers,
+)
 from ._task_pool import WorkerHandle
 from .errors import StookError
-from .options import MultiprocessingOptions
+from .options import MultiprocessingOptions, _shown
 
 __all__ = ["ProcessPoolExecutor"]
 
@@ -110,15 +118,12 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
         self._was_broken: str | bool = False
         renew_lock_in_child(self)
         self._handles: dict[int, WorkerHandle] | None = {}
-        if options is not None and not isinstance(options, MultiprocessingOptions):
-            raise TypeError(
-                f"options must be a stook.MultiprocessingOptions, not {type(options).__name__}"
-            )
+        check_options(options)
         if max_workers is None:
             max_workers = (options.num_workers if options else 0) or _processors()
-        if max_workers <= 0:
-            raise ValueError("max_workers must be greater than 0")
-        self._max_workers = max_workers
+        self._max_workers = check_workers(
+            "max_workers", max_workers, "max_workers must be greater than 0"
+        )
         # Nobody has said how workers are started, and the original's would be forked.
         self._may_fork = (
             mp_context is None
@@ -140,15 +145,16 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
         self._start_method = (
             "fork" if mp_context.get_start_method(allow_none=False) == "fork" else "forkserver"
         )
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")
+        check_function("initializer", initializer)
         self._initializer = initializer
-        self._initargs = tuple(initargs)
+        self._initargs = check_initargs(initargs)
         if max_tasks_per_child is not None:
             if not isinstance(max_tasks_per_child, int):
-                raise TypeError("max_tasks_per_child must be an integer")
+                raise TypeError(
+                    f"max_tasks_per_child must be an integer, got {_shown(max_tasks_per_child)}"
+                )
             if max_tasks_per_child <= 0:
-                raise ValueError("max_tasks_per_child must be >= 1")
+                raise ValueError(f"max_tasks_per_child must be >= 1, got {max_tasks_per_child}")
             if self._start_method == "fork":
                 raise ValueError(
                     "max_tasks_per_child is incompatible with the 'fork' multiprocessing start"
@@ -203,12 +209,12 @@ class ProcessPoolExecutor(StaysHere, concurrent.futures.process.ProcessPoolExecu
           ValueError: `chunksize` or `buffersize` is less than 1.
           RuntimeError: See `submit`.
         """
-        if chunksize < 1:
-            raise ValueError("chunksize must be >= 1.")
+        chunksize = check_chunksize(chunksize, lambda size: f"chunksize must be >= 1, got {size}")
         if buffersize is not None and not isinstance(buffersize, int):
-            raise TypeError("buffersize must be an integer or None")
+            raise TypeError(f"buffersize must be an integer or None, got {_shown(buffersize)}")
         if buffersize is not None and buffersize < 1:
-            raise ValueError("buffersize must be None or > 0")
+            raise ValueError(f"buffersize must be None or > 0, got {buffersize}")
+        check_timeout(timeout)
         deadline = None if timeout is None else timeout + time.monotonic()
         calls = zip(*iterables, strict=False)
         if chunksize == 1:

@@ -117,7 +117,8 @@ class MultiprocessingOptions:
       threads_per_worker: OpenMP and BLAS threads in each worker.
       timeout: Seconds that one item may take: fetching it from the source and its transforms. Its
         worker is then killed, and its error is `ElementTimeout`. With `num_workers=0` nobody can
-        stop it: it is looked at when it is done. `None`: no limit.
+        stop it: it is looked at when it is done. `None`: no limit. Of loaders alone: pools,
+        executors and pure functions refuse it.
 
     Raises:
       TypeError: A field is of the wrong type; booleans do not count as integers.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import operator
 import os
 import time
 import weakref
@@ -14,10 +13,19 @@ from typing import Any
 from ._elsewhere import StaysHere
 from ._imap import IMapFeed, IMapIterator
 from ._map import MapFeed, PoolTerminated, Result
-from ._pool_methods import CLOSE, INIT, RUN, TERMINATE, PoolMethods, check_chunksize
+from ._pool_arguments import (
+    check_callback,
+    check_chunksize,
+    check_function,
+    check_initargs,
+    check_options,
+    check_workers,
+    default_chunksize,
+)
+from ._pool_methods import CLOSE, INIT, RUN, TERMINATE, PoolMethods
 from ._results import AsyncResult
 from ._streams import Pace
-from ._task_pool import TaskPool, WorkerHandle
+from ._task_pool import TaskPool, WorkerHandle, method_of
 from .errors import PoolBroken, StookError
 from .options import MultiprocessingOptions, _shown
 
@@ -58,6 +66,7 @@ class Pool(PoolMethods, StaysHere):
       initargs: Its arguments.
       maxtasksperchild: A worker ends, and a fresh one takes its place, after so many tasks (calls
         of `apply`, chunks of the others); `None`: never.
+      context: A context of `multiprocessing`, or its name: another way to say `start_method`.
       start_method: "forkserver", "spawn" (the same) or "fork"; `None`: that of `options`.
       options: What else there is to say about worker processes; its `num_workers` is not looked at.
 
@@ -83,27 +92,28 @@ class Pool(PoolMethods, StaysHere):
         initializer: Callable[..., Any] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
+        context: Any = None,
         *,
         start_method: str | None = None,
         options: MultiprocessingOptions | None = None,
     ) -> None:
         if processes is None:
             processes = len(os.sched_getaffinity(0))
-        try:
-            processes = operator.index(processes)
-        except TypeError:
-            raise TypeError(f"processes must be an integer, got {_shown(processes)}") from None
-        if processes < 1:
-            raise ValueError("Number of processes must be at least 1")
+        processes = check_workers("processes", processes, "Number of processes must be at least 1")
         limit: object = maxtasksperchild
         if limit is not None and (not isinstance(limit, int) or limit <= 0):
             raise ValueError(
                 f"maxtasksperchild must be a positive int or None, got {_shown(maxtasksperchild)}"
             )
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be a callable, got {_shown(initializer)}")
-        if options is not None and not isinstance(options, MultiprocessingOptions):
-            raise TypeError(f"options must be MultiprocessingOptions, got {_shown(options)}")
+        check_function("initializer", initializer)
+        initargs = check_initargs(initargs)
+        check_options(options)
+        if context is not None:
+            if start_method is not None:
+                raise TypeError(
+                    f"context and start_method={start_method!r} say the same; pass one of them"
+                )
+            start_method = method_of(context)
         self._processes = processes
         self._maxtasksperchild = maxtasksperchild
         self._pid = os.getpid()
@@ -115,7 +125,7 @@ class Pool(PoolMethods, StaysHere):
             options=options,
             start_method=start_method,
             initializer=initializer,
-            initargs=tuple(initargs),
+            initargs=initargs,
             most_jobs=maxtasksperchild or 0,
         )
         # As in the original, the processes are there when this returns; they need not be set up.
@@ -150,6 +160,7 @@ class Pool(PoolMethods, StaysHere):
         Callbacks are called one at a time, before `get()` returns.
         """
         self._check_running()
+        check_callback(callback, error_callback)
         result = Result(self, callback, error_callback)
         self._submit(result, func, args, kwds, True)
         return result
@@ -213,6 +224,9 @@ class Pool(PoolMethods, StaysHere):
         error_callback: Callable[[BaseException], Any] | None = None,
     ) -> Result:
         self._check_running()
+        check_callback(callback, error_callback)
+        if chunksize is not None:
+            chunksize = check_chunksize(chunksize)
         tasks = self._tasks
         result = Result(self, callback, error_callback)
         try:
@@ -228,14 +242,16 @@ class Pool(PoolMethods, StaysHere):
             result._set(False, error)
             return result
         length = len(items)
+        if length == 0:  # nobody is called back, as in multiprocessing
+            result._callback = None
         pace = None
         jobs_ahead = 0
         if chunksize is None:
-            chunksize = max(1, -(-length // (4 * self._processes)))
+            chunksize = default_chunksize(length, self._processes)
             if self._maxtasksperchild is None:
                 chunksize = min(chunksize, _MOST_ITEMS)
                 jobs_ahead = _JOBS_AHEAD
-        elif check_chunksize(chunksize) and self._maxtasksperchild is None:
+        elif self._maxtasksperchild is None:
             pace = Pace(tasks, chunksize)
             jobs_ahead = _JOBS_AHEAD
         feed = MapFeed(
@@ -256,7 +272,7 @@ class Pool(PoolMethods, StaysHere):
         self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int, ordered: bool
     ) -> IMapIterator:
         self._check_running()
-        check_chunksize(chunksize)
+        chunksize = check_chunksize(chunksize)
         tasks = self._tasks
         feed = IMapFeed(
             tasks,

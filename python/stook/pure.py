@@ -14,6 +14,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 import cloudpickle  # type: ignore[import-untyped]
 
 from ._event_loop import PureCoroutine, PureFuture
+from ._pool_arguments import check_initargs, check_options
 from ._references import Decorated, References
 from ._server import load_state
 from ._shared_pools import Settings, shared_pool
@@ -166,7 +167,12 @@ class PureFunction(Decorated, Generic[P, R]):
         Raises:
           RuntimeError: This thread runs no event loop.
         """
-        loop = asyncio.get_running_loop()
+        loop = _get_running_loop()
+        if loop is None:
+            raise RuntimeError(
+                "no running event loop: call_async() gives a future of the loop that runs; call"
+                f" {self.__qualname__}() itself, or this in a coroutine"
+            )
         if _state.worker is not None or load_state["loading"]:
             future = loop.create_future()
             try:
@@ -395,8 +401,5 @@ def _checked(
         max_workers = check_int("stook.pure", "max_workers", max_workers, 1, 1024)
     if initializer is not None and not callable(initializer):
         raise TypeError(f"stook.pure: initializer must be callable or None, got {initializer!r}")
-    if options is not None and not isinstance(options, MultiprocessingOptions):
-        raise TypeError(
-            f"stook.pure: options must be MultiprocessingOptions or None, got {options!r}"
-        )
-    return Settings(max_workers, initializer, tuple(initargs), options)
+    check_options(options)
+    return Settings(max_workers, initializer, check_initargs(initargs), options)

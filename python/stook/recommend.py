@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import numbers
 import os
 import random
 import threading
@@ -153,9 +154,17 @@ def recommend(
     if num_workers is None:
         num_workers = len(os.sched_getaffinity(0))
     num_workers = check_int(_OWNER, "num_workers", num_workers, 1)
+    if not isinstance(seconds, numbers.Real):
+        raise TypeError(f"{_OWNER}: seconds must be a number, got {_shown(seconds)}")
     if not seconds > 0:
         raise ValueError(f"{_OWNER}: seconds must be more than 0, got {_shown(seconds)}")
-    inputs = list(sample_inputs)
+    try:
+        inputs = list(sample_inputs)
+    except TypeError:
+        raise TypeError(
+            f"{_OWNER}: sample_inputs must be an iterable of inputs for fn, got"
+            f" {_shown(sample_inputs)}"
+        ) from None
     if not inputs:
         raise ValueError(f"{_OWNER}: sample_inputs is empty; pass inputs as they really come")
     fn(inputs[0])  # compiles, fills caches

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from ._elsewhere import StaysHere
 from ._locks import renew_lock_in_child
-from ._task_pool import Death, Function, TaskPool
+from ._task_pool import Death, Function, TaskPool, method_of
 from .errors import StookError, WorkerDied
 from .options import MultiprocessingOptions, check_bool, check_int
 
@@ -103,15 +103,7 @@ def _functions(initializer: Any) -> tuple[Callable[[], Any], ...]:
 def _start_method(context: Any) -> str:
     if context is None:
         return "forkserver"
-    method = context if isinstance(context, str) else None
-    if method is None and hasattr(context, "get_start_method"):
-        method = context.get_start_method()
-    if not isinstance(method, str):
-        raise TypeError(
-            "iterate_in_subprocess: mp_context must be a context of multiprocessing, the name of a"
-            f" start method, or None, got {context!r}"
-        )
-    return method
+    return method_of(context, "iterate_in_subprocess: mp_context")
 
 
 def _call_all(functions: tuple[Callable[[], Any], ...]) -> None:
@@ -241,6 +233,10 @@ class _Process:
         )
         try:
             self.function: Function = self.pool.function(_Source(fn))
+        except StookError as error:
+            self.pool.close()
+            # By the name under which the user knows it.
+            raise StookError(str(error).replace("function._fn", "fn", 1)) from error.__cause__
         except BaseException:
             self.pool.close()
             raise

@@ -9,10 +9,17 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from ._pool_methods import PoolMethods, check_chunksize
+from ._pool_arguments import (
+    check_callback,
+    check_chunksize,
+    check_function,
+    check_initargs,
+    default_chunksize,
+)
+from ._pool_methods import PoolMethods
 from ._results import AsyncResult, IMapIterator, MapResult
 from ._threads_calls import Core, Feed, apply, map_chunk
-from .options import _shown, check_int
+from .options import check_int
 
 __all__ = ["ThreadPool"]
 
@@ -60,9 +67,8 @@ class ThreadPool(PoolMethods):
         if processes is None:
             processes = len(os.sched_getaffinity(0))
         self._processes = check_int(_OWNER, "processes", processes, 1)
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be a callable, got {_shown(initializer)}")
-        self._core = Core(self._processes, initializer, tuple(initargs))
+        check_function("initializer", initializer)
+        self._core = Core(self._processes, initializer, check_initargs(initargs))
         # Also at the interpreter's exit. The core does not know this object, so it can be dropped.
         self._finalizer = weakref.finalize(self, self._core.terminate)
 
@@ -82,6 +88,7 @@ class ThreadPool(PoolMethods):
         """
         core = self._core
         core.check_running()
+        check_callback(callback, error_callback)
         result = AsyncResult(self, callback, error_callback)
         call = partial(apply, core, result, func, tuple(args), dict(kwds or {}))
         core.submit(call, result)
@@ -115,10 +122,12 @@ class ThreadPool(PoolMethods):
     ) -> MapResult:
         core = self._core
         core.check_running()
+        check_callback(callback, error_callback)
+        if chunksize is not None:
+            chunksize = check_chunksize(chunksize)
         items = list(iterable)
         if chunksize is None:
-            chunksize = max(1, -(-len(items) // (4 * self._processes)))
-        chunksize = check_chunksize(chunksize)
+            chunksize = default_chunksize(len(items), self._processes)
         starts = range(0, len(items), chunksize)
         result = MapResult(self, len(items), len(starts), callback, error_callback)
         for start in starts:

@@ -590,7 +590,7 @@ def test_map_refuses_what_makes_no_sense(how: dict[str, Any], error: type[Except
             ValueError,
             "incompatible with the 'fork'",
         ),
-        ({"options": {"num_workers": 2}}, TypeError, "MultiprocessingOptions, not dict"),
+        ({"options": {"num_workers": 2}}, TypeError, "MultiprocessingOptions or None, got {"),
     ],
 )
 def test_arguments_are_checked(

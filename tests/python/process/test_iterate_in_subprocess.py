@@ -314,7 +314,7 @@ def test_fn_that_cannot_be_sent() -> None:
         ((list,), {"initializer": 3}, TypeError, "initializer"),
         ((list,), {"initializer": [3]}, TypeError, "initializer"),
         ((list,), {"mp_context": 3}, TypeError, "mp_context"),
-        ((list,), {"mp_context": "thread"}, ValueError, "start_method"),
+        ((list,), {"mp_context": "thread"}, ValueError, "mp_context must be"),
     ],
 )
 def test_bad_arguments(

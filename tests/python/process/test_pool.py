@@ -56,7 +56,7 @@ def test_nothing_to_do_is_done(pool: stook.Pool) -> None:
     assert pool.map(calls.square, []) == []
     assert pool.starmap(calls.add, iter(())) == []
     assert pool.map_async(calls.square, [], 1, told.append).get(DEADLINE) == []
-    assert told == [[]]
+    assert told == []  # as in the original
     for source in ([], iter(()), (n for n in ())):
         assert list(pool.imap(calls.square, source)) == []
         assert list(pool.imap_unordered(calls.square, source, 5)) == []
@@ -144,7 +144,7 @@ def test_a_result_that_cannot_be_pickled_is_an_error_as_in_the_original(pool: st
     for made in (calls.make_unpicklable, lambda: (lambda: 3)):
         with pytest.raises(MaybeEncodingError) as caught:
             pool.apply(made)
-        assert caught.value.exc is not None and caught.value.value is not None
+        assert caught.value.exc is not None and " at 0x" in caught.value.value
     with pytest.raises(MaybeEncodingError, match="not to be pickled"):
         pool.map(calls.make_unpicklable, range(3))
     with pytest.raises((pickle.PicklingError, AttributeError)) as raised:  # by the call itself
@@ -183,7 +183,7 @@ def test_an_initializer_that_fails_is_the_error_of_every_call() -> None:
         ({"maxtasksperchild": 0}, ValueError, "maxtasksperchild must be a positive int or None"),
         ({"maxtasksperchild": "12"}, ValueError, "maxtasksperchild must be a positive int"),
         ({"maxtasksperchild": 0.5}, ValueError, "maxtasksperchild must be a positive int"),
-        ({"options": 3}, TypeError, "options must be MultiprocessingOptions"),
+        ({"options": 3}, TypeError, "options must be a stook.MultiprocessingOptions"),
         ({"start_method": "threads"}, ValueError, "start_method"),
     ],
 )

@@ -267,7 +267,7 @@ def test_an_error_of_the_iterable_ends_imap(pool: stook.ThreadPool, ordered: boo
 def test_wrong_arguments_are_refused(pool: stook.ThreadPool) -> None:
     with pytest.raises(ValueError, match="processes must be an int of at least 1, got 0"):
         stook.ThreadPool(0)
-    with pytest.raises(TypeError, match="initializer must be a callable, got 3"):
+    with pytest.raises(TypeError, match="initializer must be a callable or None, got 3"):
         stook.ThreadPool(1, 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Chunksize must be 1\+, not 0"):
         pool.imap(abs, [1], 0)
