@@ -25,6 +25,7 @@ PYBIND11_MODULE(_core, module) {
   stook::bindings::register_segment_object(module);
   stook::bindings::register_shared_memory_array(module);
   stook::bindings::register_reclaimer(module);
+  stook::bindings::register_timed_iterator(module);
   stook::bindings::register_worker_pool(module);
   stook::bindings::register_result_iterator(module);
   stook::bindings::register_task_queue(module);

@@ -371,6 +371,12 @@ PyTypeObject stage_type = [] {
 
 }  // namespace
 
+workers::ProfileCell* profile_cell(PyObject* profile, unsigned long long index) {
+  if (Py_TYPE(profile) == &profile_type) return cell_of(as_profile(profile), index);
+  PyErr_SetString(PyExc_TypeError, "not a Profile");
+  return nullptr;
+}
+
 WorkerProfile choose_worker_profile(std::uint32_t index) {
   if (of_workers == nullptr || index >= of_workers->cells) return {};
   Profile* profile = std::exchange(of_workers, nullptr);  // its reference lasts with the process

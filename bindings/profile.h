@@ -16,6 +16,10 @@ struct WorkerProfile {
   workers::ProfileCell* cell = nullptr;
   std::uint64_t window = 0;
 };
+// The cell of a stook._core.Profile; nullptr with an error set if it is none, or has no such cell.
+// The object holds the memory.
+workers::ProfileCell* profile_cell(PyObject* profile, unsigned long long index);
+
 // Chooses the cell of worker `index`, also for the timed functions. Called once by a worker.
 WorkerProfile choose_worker_profile(std::uint32_t index);
 

@@ -17,6 +17,7 @@ void register_result_iterator(pybind11::module_& module);
 void register_segment_object(pybind11::module_& module);
 void register_shared_memory_array(pybind11::module_& module);
 void register_task_queue(pybind11::module_& module);
+void register_timed_iterator(pybind11::module_& module);
 void register_worker_pool(pybind11::module_& module);
 void register_worker_process(pybind11::module_& module);
 

@@ -235,6 +235,24 @@ class Stage:
     def __call__(self, *arguments: Any, **keywords: Any) -> Any: ...
     def __getitem__(self, key: Any, /) -> Any: ...
 
+# ---- bindings/timed_iterator.cpp
+
+@disjoint_base
+class TimedIterator:
+    """Gives what another iterator gives, and notes how long that took."""
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Self: ...
+    def __init__(
+        self,
+        timed: Iterator[Any],
+        profile: Profile,
+        cell: int,
+        stage: int,
+        at_end: Callable[[], None],
+    ) -> None: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Any: ...
+
 # ---- bindings/result_iterator.cpp
 
 @disjoint_base

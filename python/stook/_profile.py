@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from . import _core
 from ._async_iteration import Waiters, take
 from ._iterator import LoaderIterator
 from ._profile_figures import profile_between
@@ -121,6 +122,10 @@ class PassFigures:
         """The same jobs; where they come of an iterable of the user's, that is a stage."""
         return _TimedJobs(jobs, self.record) if self._source_in_parent else jobs
 
+    def waiting(self) -> tuple[Any, int, int]:
+        """Where the consumer's waiting is counted: profile, cell, stage."""
+        return self._recorder.core, self._recorder.workers, CONSUMER
+
     def record(self, stage: int, begin: int) -> None:
         """Counts what the consumer's thread did since `begin`."""
         recorder = self._recorder
@@ -143,13 +148,20 @@ class PassFigures:
         """Has what `call` returns, a weak reference, called before anything is printed."""
         self._before_print = call
 
-    def end(self, *, by_itself: bool = False) -> None:
-        """The pass is over: prints the profile, once, unless it was closed before it began."""
+    def end_by_itself(self) -> None:
+        """There are no more elements: prints the profile, once."""
+        self._end_and_print(0)
+
+    def end(self) -> None:
+        """The pass is over: the same if it gave an element."""
+        self._end_and_print(1)
+
+    def _end_and_print(self, fewest: int) -> None:
         if self._end is not None:
             return
         self._stats = self._stats_now()
         self._end = self._recorder.snapshot()
-        if sys.stderr is None or not (by_itself or self._stats.elements > 0):
+        if sys.stderr is None or self._stats.elements < fewest:
             return
         before = self._before_print()
         if before is not None:
@@ -205,15 +217,20 @@ class _TimedJobs:
         return job
 
 
-class ProfiledIterator(LoaderIterator):
+class ProfiledIterator(_core.TimedIterator, LoaderIterator):
     """An iterator that measures how long its consumer waits for another one's elements.
 
-    At the end of the pass it prints the profile to standard error.
+    At the end of the pass it prints the profile to standard error. `next()` is C++.
     """
 
     def __init__(self, inner: LoaderIterator, figures: PassFigures) -> None:
-        self._inner = inner
         self._figures = figures
+        self._measure(inner)
+
+    def _measure(self, inner: LoaderIterator) -> None:
+        self._inner = inner
+        figures = self._figures
+        _core.TimedIterator.__init__(self, inner, *figures.waiting(), figures.end_by_itself)
         figures.follow(inner)
 
     # What is under it has to know them, too.
@@ -234,8 +251,7 @@ class ProfiledIterator(LoaderIterator):
         self._inner._pass = of_loader
 
     def _seen_through(self, kind: Callable[[Any], LoaderIterator]) -> LoaderIterator:
-        self._inner = kind(self._inner)
-        self._figures.follow(self._inner)
+        self._measure(kind(self._inner))
         return self
 
     def _prefetch_to(self, function: Callable[[Any], Any], depth: int) -> LoaderIterator:
@@ -251,19 +267,6 @@ class ProfiledIterator(LoaderIterator):
     def _before_report(self, call: Callable[[], Callable[[], None] | None]) -> None:
         self._figures.before_print(call)
 
-    def __next__(self) -> Any:
-        begin = time.perf_counter_ns()
-        try:
-            element = next(self._inner)
-        except StopIteration:
-            self._figures.end(by_itself=True)
-            raise
-        except BaseException:
-            self._figures.record(CONSUMER, begin)
-            raise
-        self._figures.record(CONSUMER, begin)
-        return element
-
     def profile(self, trace: Any = None) -> LoaderProfile:
         return self._figures.profile(trace)
 
@@ -276,7 +279,7 @@ class ProfiledIterator(LoaderIterator):
         try:
             element = await take(self._inner)
         except StopAsyncIteration:
-            self._figures.end(by_itself=True)
+            self._figures.end_by_itself()
             raise
         except BaseException:
             self._figures.record(CONSUMER, begin)
