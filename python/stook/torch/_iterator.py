@@ -130,7 +130,8 @@ class WorkersIterator(_Base):  # type: ignore[misc]
             self._is_drawn_out = True
             return
         worker = self._next_worker()
-        if worker is None:
+        crew = self._crew
+        if worker is None or crew is None:  # closed meanwhile
             return
         # The first job that this worker ever gets sets it up by the seeds.
         payload = (
@@ -139,10 +140,10 @@ class WorkersIterator(_Base):  # type: ignore[misc]
             self._base_seed,
             self._pipe_seed,
             index,
-            self._crew.update,
+            crew.update,
         )
         self._jobs.append((self._pass_number - 1, self._sent, payload, worker))
-        self._crew.used.add(worker)
+        crew.used.add(worker)
         self._begun[worker] += 1
         self._under_way[worker] += 1
         self._owners[self._sent] = worker

@@ -187,6 +187,21 @@ def test_leaving_early_ends_the_workers(tmp_path: Any) -> None:
         assert not worker.is_alive()
 
 
+def test_closing_while_a_batch_is_dealt_ends_the_pass() -> None:
+    def indices() -> Any:
+        for index in range(20):
+            if index == 6:
+                iterator._shutdown_workers()  # as another thread may
+            yield index
+
+    class Sampler:
+        def __iter__(self) -> Any:
+            return indices()
+
+    iterator = iter(loader(Indices(20), sampler=Sampler()))
+    assert list(iterator) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("end", ["pass", "raise RuntimeError('end of the program')"])
 def test_programs_end(run_python: RunPython, persistent: bool, end: str) -> None:
