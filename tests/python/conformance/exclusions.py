@@ -37,7 +37,7 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
     Exclusion(
         "test_process_pool.*test_python_finalization_error",
         "fails the second thread that CPython's executor starts; this one has a single thread",
-        "tests/python/process/test_executor.py::test_a_thread_that_cannot_be_started_leaves_nothing",
+        "tests/python/process/test_executor_end.py::test_a_thread_that_cannot_be_started_leaves_nothing",
     ),
     Exclusion(
         "TestPoolNotLeakOnFailure.test_release_unused_processes",

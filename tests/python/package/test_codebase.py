@@ -22,7 +22,6 @@ LONGER: dict[str, str] = {
     "tests/cpp/unit/segment_owner_test.cpp": "the cases of one room: owners, attachers, sweepers",
     "tests/cpp/unit/segment_test.cpp": "the cases of one class, in a /dev/shm of their own",
     "tests/cpp/unit/jpeg_test.cpp": "the cases of one function, with the encoder that makes them",
-    "tests/python/process/test_executor.py": "what an executor promises, one test a promise",
     "tests/python/process/test_main_globals.py": "the cases of one rule, each a program of its own",
     "tests/python/unit/test_threads.py": "what a pool of threads promises, one test a promise",
     "tests/python/unit/test_io.py": "the cases of one function, with the files they need",
