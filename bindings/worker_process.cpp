@@ -84,11 +84,19 @@ std::string encode_exception(const WorkerFunctions& functions) {
          " (its text could not be made: encoding it raised an exception itself)";
 }
 
+// What a task said of its element besides the element, or of what it raised.
+struct Remarks {
+  std::uint32_t failed = 0;    // as in workers::ResultSlot
+  std::uint32_t consumed = 0;  // the same
+};
+
 void publish_error(workers::Worker& worker, std::uint64_t job, workers::ResultKind kind,
-                   std::string payload) {
+                   std::string payload, const Remarks& remarks = {}) {
   workers::ResultDraft draft;
   draft.job = job;
   draft.kind = kind;
+  draft.failed = remarks.failed;
+  draft.consumed = remarks.consumed;
   draft.payload = std::as_bytes(std::span(payload));
   if (worker.publish(draft)) return;
   // Not even the arena has room for it: what fits a slot.
@@ -147,11 +155,12 @@ class PythonRunner : public workers::JobRunner {
     // From call to publication in one function: see encoder.h.
     OwnedRef result = call(job, worker);
     if (worker.in_forked_child()) end_forked_child(functions_, std::move(result));
-    if (!result) {
-      return publish_error(worker, job.number, workers::ResultKind::kError,
-                           encode_exception(functions_));
-    }
     Remarks remarks;
+    if (!result) {
+      if (job.kind == kFilledJob) remarks.consumed = take_items_used();
+      return publish_error(worker, job.number, workers::ResultKind::kError,
+                           encode_exception(functions_), remarks);
+    }
     if (is_remark(result.get()) && has_task(job.kind)) {
       remarks = take_out_element(result);
       if (!result || result.get() == functions_.skip) {
@@ -182,14 +191,24 @@ class PythonRunner : public workers::JobRunner {
         break;
     }
     result.reset();
-    publish_error(worker, job.number, workers::ResultKind::kError, encode_exception(functions_));
+    publish_error(worker, job.number, workers::ResultKind::kError, encode_exception(functions_),
+                  remarks);
   }
 
-  // What a task said of its element besides the element.
-  struct Remarks {
-    std::uint32_t failed = 0;
-    std::uint32_t consumed = 0;
-  };
+  // How many items a batch has used up that raised what is set, as the task has noted on it
+  // (stook/_element_errors.py), for the parent alone; 0 if it has not.
+  static std::uint32_t take_items_used() {
+    constexpr const char* kNote = "_stook_consumed";
+    const OwnedRef exception = take_exception();
+    if (!exception) return 0;
+    const OwnedRef used(PyObject_GetAttrString(exception.get(), kNote));
+    std::uint64_t count = 0;
+    if (used && PyLong_CheckExact(used.get())) count = PyLong_AsUnsignedLong(used.get());
+    PyErr_Clear();
+    if (used && PyObject_DelAttrString(exception.get(), kNote) != 0) PyErr_Clear();
+    raise_exception(exception.get());
+    return count > UINT32_MAX ? 0 : static_cast<std::uint32_t>(count);
+  }
 
   bool is_remark(PyObject* result) const {
     return reinterpret_cast<PyObject*>(Py_TYPE(result)) == functions_.report_type ||

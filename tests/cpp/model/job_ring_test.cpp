@@ -263,7 +263,10 @@ NamedScenario reuse_bound() {
 
 // Worker 0 has died of job 0, which is its own: its successor gets it, and meanwhile nobody else.
 NamedScenario give_free_bound(bool early, std::uint32_t second) {
-  return {early ? "give free to one, early" : "give free to one", [=](Scenario& scenario) {
+  const char* const name = early                ? "give free to one, early"
+                           : second == kAnybody ? "give free to one, before one for anybody"
+                                                : "give free to one";
+  return {name, [=](Scenario& scenario) {
             auto* shared = scenario.make<Shared>();
             shared->only = {0, second};
             produce(shared, 2, 0);

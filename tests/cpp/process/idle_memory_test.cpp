@@ -128,6 +128,7 @@ TEST_F(IdleMemory, AWorkerWakesByItselfOnlyWhileItsMemoryIsHeld) {
   Pool pool(options(1, std::chrono::milliseconds(5)));
   pool.produce(0, 0, Order{Act::kMake, 0, 100000, 0});
   std::optional<Element> element = pool.next(true);
+  pool.wait_for_births();
   const pid_t worker = pool.manager().worker_pids().at(0);
   ASSERT_TRUE(comes_true([&] { return sleeps_for(worker) == "0x5"; })) << sleeps_for(worker);
   EXPECT_FALSE(sleeps_for_ever(worker));
@@ -236,6 +237,7 @@ TEST_F(IdleMemory, ADeadWorkersFiguresGoWithIt) {
   pool.produce(0, 0, Order{Act::kMake, 0, 300000, 0});
   EXPECT_EQ(pool.next(true)->fault(), "");
   EXPECT_GE(pool.manager().memory().at(0).mapped, 300000U);
+  pool.wait_for_births();
   ::kill(pool.manager().worker_pids().at(0), SIGKILL);
   pool.produce(0, 1, Order{Act::kMake, 0, 4096, 0});
   EXPECT_EQ(pool.next(true)->fault(), "");

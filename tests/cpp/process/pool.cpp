@@ -215,6 +215,10 @@ void Pool::produce(std::uint64_t epoch, std::uint64_t position, const Order& ord
   manager_->produce(job);
 }
 
+void Pool::wait_for_births(std::size_t workers) {
+  while (manager_->worker_pids().size() < workers) manager_->poll(true);
+}
+
 std::optional<Element> Pool::next(bool ordered) {
   for (;;) {
     switch (manager_->poll(ordered)) {

@@ -131,6 +131,8 @@ class Pool {
 
   void produce(std::uint64_t epoch, std::uint64_t position, const Order& order,
                std::optional<std::uint32_t> worker = std::nullopt);
+  // Until the manager has heard of so many births, and so of pids: elements may come before that.
+  void wait_for_births(std::size_t workers = 1);
   // The next element, or nothing if nothing is under way. Throws shm::Error as the manager does.
   std::optional<Element> next(bool ordered);
   // Ends what next() would still wait for, and starts over.

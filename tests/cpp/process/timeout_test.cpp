@@ -68,10 +68,6 @@ class TimeOut : public ProcessTest {
     while (pool.blackboard().stuck.load() < jobs) std::this_thread::yield();
     return control_memory().cell(0).item_begun.load();
   }
-  // The manager has heard of the birth of a worker.
-  static void wait_for_birth(Pool& pool) {
-    while (pool.manager().worker_pids().empty()) pool.manager().poll(true);
-  }
   // It is dead then. The manager hears of that when it looks.
   static void kill_stuck_worker(Pool& pool) {
     const pid_t worker = pool.blackboard().stuck_worker.load();
@@ -138,7 +134,7 @@ TEST_F(TimeOut, AnElementThatWasPublishedIsDelivered) {
 // Published, then stuck, and killed before anybody looked.
 TEST_F(TimeOut, AnElementThatWasPublishedBeforeTheKillIsDelivered) {
   Pool pool(allowing_an_hour());
-  wait_for_birth(pool);
+  pool.wait_for_births();
   pool.produce(0, 0, Order{Act::kStickAfterPublish, 0, 4096, 0});
   wait_until_stuck(pool);
   look_hours_later(pool);
@@ -155,7 +151,7 @@ TEST_F(TimeOut, AWorkerThatIsDeadAlreadyWasNotTooSlow) {
     options.manager.max_restarts = 1;
     options.manager.report_losses = report;
     Pool pool(options);
-    wait_for_birth(pool);
+    pool.wait_for_births();
     pool.produce(0, 0, Order{Act::kStickOnce, 0, 4096, 0});
     wait_until_stuck(pool);
     kill_stuck_worker(pool);
@@ -172,7 +168,7 @@ TEST_F(TimeOut, AWorkerThatNobodyHasReapedYetIsDead) {
   PoolOptions options = allowing_an_hour();
   options.manager.max_restarts = 1;
   Pool pool(options);
-  wait_for_birth(pool);
+  pool.wait_for_births();
   pool.produce(0, 0, Order{Act::kStickOnce, 0, 4096, 0});
   wait_until_stuck(pool);
   ::kill(pool.server(), SIGSTOP);
@@ -212,7 +208,7 @@ TEST_F(TimeOut, AJobThatTheWorkerHadComeOnToIsNotLost) {
     options.manager.report_losses = report;
     options.manager.restart_workers = false;
     Pool pool(options);
-    wait_for_birth(pool);
+    pool.wait_for_births();
     pool.produce(0, 0, Order{Act::kStickOnce, 0, 4096, 0});
     const std::uint64_t begun = wait_until_stuck(pool);
     look_hours_later(pool);  // kills
@@ -227,7 +223,7 @@ TEST_F(TimeOut, AJobThatTheWorkerHadComeOnToIsNotLost) {
 TEST_F(TimeOut, AWorkerStuckInAPassThatWasGivenUpIsKilled) {
   Pool pool(allowing_an_hour());
   for (std::uint64_t pass = 0; pass < 3; ++pass) {
-    wait_for_birth(pool);
+    pool.wait_for_births();
     pool.produce(pass, 0, Order{Act::kStick, 0, 0, 0});
     wait_until_stuck(pool, pass + 1);
     pool.abandon();
@@ -306,6 +302,33 @@ TEST_F(Losses, AllItemsOfAJobMayBeLost) {
   ASSERT_TRUE(block);
   EXPECT_LT(block->ref.id, 4U) << "lists of losses were kept";
   pool.manager().free_arguments({&block->ref, 1});
+}
+
+// Each time that it is lost, it is so after as many deaths.
+TEST_F(Losses, AnItemThatKillsAgainAndAgainEndsTheJob) {
+  PoolOptions options = allowing(0s, 1);
+  options.manager.max_restarts = 1;
+  options.manager.report_losses = true;
+  Pool pool(options);
+  pool.produce(0, 0, items(4, 0, 4));
+  const auto element = pool.next(true);
+  EXPECT_EQ(element->kind(), OutcomeKind::kWorkerDied);
+  EXPECT_EQ(element->outcome().attempts, 2U);
+  EXPECT_EQ(pool.manager().stats().restarts, 6U);
+}
+
+TEST_F(Losses, DeathsOfAnEarlierJobInTheSameSlotAreNotCounted) {
+  PoolOptions options = allowing(0s, 1);
+  options.manager.max_restarts = 1;
+  options.manager.report_losses = true;
+  Pool pool(options);
+  const std::uint64_t capacity = control_memory().job_capacity();
+  for (std::uint64_t job = 0; job <= capacity; ++job) {
+    pool.produce(0, job, items(job % capacity == 0 ? 1 : 0, 0));
+    const std::vector<Loss> losses = losses_of(*pool.next(true));
+    ASSERT_EQ(losses.size(), job % capacity == 0 ? 1U : 0U);
+    for (const Loss& loss : losses) EXPECT_EQ(loss.attempts, 2U);
+  }
 }
 
 TEST_F(Losses, AnItemThatIsRunAgainAndAgainEndsTheJob) {
@@ -423,7 +446,7 @@ TEST_F(Losses, AJobForOneWorkerThatIsStuckStaysItsOwn) {
   options.manager.worker_count = 2;
   options.manager.report_losses = true;
   Pool pool(options);
-  while (pool.manager().worker_pids().size() < 2) pool.manager().poll(true);
+  pool.wait_for_births(2);
   pool.produce(0, 0, items(0, 1U << 3), 1);
   pool.produce(0, 1, items(0, 0), 0);
   wait_until_stuck(pool);

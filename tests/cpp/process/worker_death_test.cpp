@@ -86,9 +86,8 @@ TEST_F(WorkerDeath, IsHeardOfByAConsumerThatNeverWaits) {
   Pool pool;
   for (std::uint64_t position = 0; position < 8; ++position) pool.produce(0, position, {});
   ASSERT_TRUE(pool.next(true));
-  const std::vector<pid_t> pids = pool.manager().worker_pids();
-  ASSERT_FALSE(pids.empty());
-  ::kill(pids.front(), SIGKILL);
+  pool.wait_for_births();
+  ::kill(pool.manager().worker_pids().front(), SIGKILL);
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (pool.manager().stats().restarts == 0 && std::chrono::steady_clock::now() < end) {
     pool.manager().poll(true);

@@ -172,7 +172,7 @@ TEST_F(JobRingTest, AJobForOneWorkerCanBeCancelled) {
   EXPECT_FALSE(cancel_job(slot(1), 1));
 }
 
-TEST_F(JobRingTest, JobsForOneWorkerFillTheirSlotsForMillions) {
+TEST_F(JobRingTest, JobsForOneWorkerUseTheirSlotsAgainAndAgain) {
   for (std::uint64_t job = 0; job < 300000; job += 3) {
     produce_for(2);
     produce_for(0);

@@ -162,3 +162,44 @@ def test_batches_cannot_be_filled_without_an_order() -> None:
             pool.iterate(plan(False, None, (0, 1), 1, fill=True), ordered=False)
         with pytest.raises(ValueError, match="fill"):
             pool.iterate(plan(False, None, (0, 1), 1, fill=False), ordered=True).next_item()
+
+
+class RaisingTask(LoaderTask):
+    """The batch of one position raises, and says so many items were used up."""
+
+    __slots__ = ("at", "used")
+
+    def __init__(self, at: int, used: Any) -> None:
+        super().__init__(None, batch_size=BATCH)
+        self.at = at
+        self.used = used
+
+    def bind(self, where: str = "worker") -> BoundTask:
+        def run(epoch: int, position: int, payload: Any, *losses: Any) -> Any:
+            if position == self.at:
+                error = ValueError("this batch")
+                error._stook_consumed = self.used  # type: ignore[attr-defined]
+                raise error
+            return list(payload[1:])
+
+        return run
+
+
+@pytest.mark.parametrize(
+    ("used", "behind"), [(4, 8), (6, 10), (39, 43), (100, 43), ("six", 8), (-1, 8), (2**40, 8)]
+)
+def test_a_batch_that_raises_has_used_up_what_it_says(used: Any, behind: int) -> None:
+    options = stook.MultiprocessingOptions(num_workers=2, start_method="fork")
+    pool = _processes.start(RaisingTask(1, used), options)
+    try:
+        dealt = _core.IndexPlan(LENGTH, BATCH, fill=True)
+        iterator = pool.iterate(dealt, ordered=True)
+        assert next(iterator) == [0, 1, 2, 3]
+        with pytest.raises(ValueError, match="this batch") as caught:
+            next(iterator)
+        assert not hasattr(caught.value, "_stook_consumed"), "it is the iterator's"
+        if behind < LENGTH:
+            assert iterator.next_item() == (0, 2, behind)
+        assert [index for batch in iterator for index in batch] == list(range(behind, LENGTH))
+    finally:
+        pool.close()

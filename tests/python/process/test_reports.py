@@ -140,6 +140,21 @@ def test_a_report_that_cannot_be_read_is_an_error() -> None:
         assert list(iterator) == []
 
 
+class Unsendable:
+    def __reduce__(self) -> Any:
+        raise ValueError("not this one")
+
+
+def test_what_failed_of_an_element_that_cannot_be_sent_counts_too() -> None:
+    with pool_of(lambda index: Report(Unsendable() if index else 0, failed=3)) as pool:
+        iterator = pool.iterate(plan(2), ordered=True)
+        assert next(iterator) == 0
+        with pytest.raises(Exception, match="not this one"):
+            next(iterator)
+        assert list(iterator) == []
+        assert iterator.stats().errors == 3 + 3 + 1
+
+
 def test_an_element_that_holds_skip_is_an_element() -> None:
     with pool_of(lambda index: [stook.SKIP, index]) as pool:
         assert list(pool.iterate(plan(2), ordered=True)) == [[stook.SKIP, 0], [stook.SKIP, 1]]
