@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ._jobs import Dealing, Jobs, Plan
+from ._jobs import Dealing, Dealt, Jobs, Plan
 from ._source import is_iterator
 from ._state import Place
 from .errors import StookError
@@ -148,6 +148,9 @@ class _DrawnJobs(Jobs):
     # ---- dealing ---------------------------------------------------------------------------------
 
     def deal(self) -> Iterator[tuple[int, int, Any]]:
+        return Dealt(self._deal())
+
+    def _deal(self) -> Iterator[tuple[int, int, Any]]:
         start = self.start
         skip = iter(start.ahead)
         left_out = next(skip, None)

@@ -81,6 +81,7 @@ class InlineIterator(LoaderIterator):
         self._closed = False
         self._deliveries = deliveries
         self._skip = skip
+        self._job: Any = None  # that was dealt and not delivered: Ctrl-C came in between
         self._delivered = 0  # jobs that gave an element, an error or nothing
         # Threads may share one iterator, as they may with worker processes.
         renew_lock_in_child(self)
@@ -99,15 +100,21 @@ class InlineIterator(LoaderIterator):
                     self._work = None
                     raise
                 try:
-                    # A worker that a job is for is none of this process's business.
-                    epoch, position, payload, *_ = next(jobs)
+                    if self._job is None:
+                        self._job = next(jobs)
+                except KeyboardInterrupt:  # not the source's, but for now
+                    raise
                 except BaseException:
                     # Over: by StopIteration, or by what an iterable source raised.
                     self._work = None
                     raise
+                # A worker that a job is for is none of this process's business.
+                epoch, position, payload, *_ = self._job
                 try:
                     try:
                         element = run(epoch, position, payload)
+                    except KeyboardInterrupt:  # the user's: the element is made by the next call
+                        raise
                     except BaseException as error:
                         self._note(epoch, payload, error)
                         self._deliveries.fail(error, payload)
@@ -124,6 +131,7 @@ class InlineIterator(LoaderIterator):
         if self._filled is not None:
             self._filled.settle(self._delivered, epoch, payload, made)
         self._delivered += 1
+        self._job = None
 
     def close(self) -> None:
         with self._lock:
@@ -138,6 +146,9 @@ class InlineIterator(LoaderIterator):
         assert self._filled is not None
         return self._filled.next_item()
 
+    def _is_closed(self) -> bool:
+        return self._closed
+
     def _has_ended(self) -> bool:
         return self._work is None and not self._closed
 
@@ -148,6 +159,7 @@ class InlineIterator(LoaderIterator):
             self._work = jobs, self._run
             self._filled = jobs if isinstance(jobs, FilledPlan) else None
             self._skip = skip
+            self._job = None
             self._delivered = 0
             self._deliveries.restart()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -225,12 +226,19 @@ class LoaderIterator(StaysHere):
         """True once `next()` has said that there are no more elements."""
         raise NotImplementedError
 
+    def _is_closed(self) -> bool:
+        """True if it was closed before its end."""
+        raise NotImplementedError
+
     def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
         """Drops what is under way, and goes on with other jobs; `skip`: see `_jobs.Jobs`."""
         raise NotImplementedError
 
+    # When the interpreter exits, modules have lost their names, those that are used here included.
+    _is_at_exit = staticmethod(sys.is_finalizing)
+
     def __del__(self) -> None:
-        if self._pass is not None and not self._is_handed_over:
+        if self._pass is not None and not self._is_handed_over and not self._is_at_exit():
             self._pass.leave(self)
 
     def __enter__(self) -> LoaderIterator:

@@ -19,10 +19,9 @@ from typing import Any
 from . import _core
 from ._filled_plan import FilledPlan
 from ._state import Place
+from .errors import StookError
 
-__all__ = ["Dealing", "IndexedDealing", "Jobs", "Plan", "count_elements"]
-
-_MOST = (1 << 64) - 1
+__all__ = ["Dealing", "Dealt", "IndexedDealing", "Jobs", "Plan", "count_elements"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,7 +95,10 @@ class Jobs(ABC):
 
     @abstractmethod
     def deal(self) -> Iterator[Any]:
-        """The jobs, as a pool takes them: (epoch, number, payload). To be called once."""
+        """The jobs, as a pool takes them: (epoch, number, payload). To be called once.
+
+        After a `KeyboardInterrupt` asking for more is an error: see `Dealt`.
+        """
 
     @abstractmethod
     def place(
@@ -144,6 +146,10 @@ class Dealing(ABC):
           StookError: The source cannot begin there.
         """
 
+    def settle(self, place: Place) -> Place:
+        """The place with what `begin` would leave to chance; the next pass will have that."""
+        return place
+
     @abstractmethod
     def check(self, place: Place, owner: str) -> None:
         """Raises a `ValueError` for a place the source does not have, and what `begin` raises."""
@@ -161,6 +167,27 @@ class Dealing(ABC):
         return given
 
 
+class Dealt(Iterator[Any]):
+    """Jobs of a generator, which Ctrl-C ends: the loop must not end as if there were no more."""
+
+    def __init__(self, jobs: Iterator[Any]) -> None:
+        self._jobs = jobs
+        self._is_broken = False
+
+    def __next__(self) -> Any:
+        if self._is_broken:
+            raise StookError(
+                "this pass was broken off: a KeyboardInterrupt was raised while the source was"
+                " asked for an item; set_state(get_state()) goes on there, with a source that can"
+                " be run through again"
+            )
+        try:
+            return next(self._jobs)
+        except KeyboardInterrupt:
+            self._is_broken = True
+            raise
+
+
 def count_elements(items: int, batch_size: int | None, drop_remainder: bool) -> int:
     """Elements that so many items make."""
     if batch_size is None:
@@ -175,6 +202,7 @@ class IndexedDealing(Dealing):
     def __init__(self, plan: Plan, length: int) -> None:
         super().__init__(plan)
         self.length = length
+        self._settled: dict[str, int] = {}  # the seed of the next pass, once somebody asked
         self._per_epoch = plan.elements_of(length)
 
     def identity(self) -> dict[str, Any]:
@@ -204,11 +232,17 @@ class IndexedDealing(Dealing):
                 )
 
     def begin(self, place: Place, num_epochs: int | None) -> Jobs:
-        plan = self.plan
-        if plan.shuffle and place.shuffle_seed is None:
-            seed = secrets.randbits(64) if plan.seed is None else plan.seed
-            place = dataclasses.replace(place, shuffle_seed=seed)
+        place = self.settle(place)
+        self._settled = {}
         return _IndexedJobs(self, place, num_epochs)
+
+    def settle(self, place: Place) -> Place:
+        if not self.plan.shuffle or place.shuffle_seed is not None:
+            return place
+        seed = self.plan.seed
+        if seed is None:  # in one step: states are taken without a lock
+            seed = self._settled.setdefault("seed", secrets.randbits(64))
+        return dataclasses.replace(place, shuffle_seed=seed)
 
     def elements(self) -> int:
         return self._per_epoch

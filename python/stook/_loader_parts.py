@@ -128,14 +128,15 @@ def check_max_errors(max_errors: Any) -> int | float | None:
     if max_errors is None:
         return None
     if type(max_errors).__name__ not in ("bool", "bool_"):
-        if isinstance(max_errors, numbers.Integral) and int(max_errors) >= 0:
+        if isinstance(max_errors, numbers.Integral) and 0 <= int(max_errors) <= 1 << 62:
             return int(max_errors)
         if isinstance(max_errors, numbers.Real) and 0 < float(max_errors) < 1:
             return float(max_errors)
     error = ValueError if isinstance(max_errors, (int, float)) else TypeError
     raise error(
-        f"{_OWNER}: max_errors must be None, an int of at least 0 (so many items may fail), or a"
-        f" float above 0 and below 1 (such a share of them may), got {_shown(max_errors)}"
+        f"{_OWNER}: max_errors must be None, an int of at least 0 (so many items may fail; at most"
+        f" {1 << 62}), or a float above 0 and below 1 (such a share of them may), got"
+        f" {_shown(max_errors)}"
     )
 
 

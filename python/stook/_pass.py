@@ -76,6 +76,11 @@ class Pass:
         epochs = start.epoch - start.first_epoch
         return start.position + (epochs and epochs * (self.dealing.elements() or 0))
 
+    def is_open(self) -> bool:
+        """True if there is an iterator that may give more, or be set back."""
+        iterator = self._iterator()
+        return iterator is not None and not iterator._is_closed()
+
     def is_over(self) -> bool:
         """True if `next()` has said that there are no more."""
         return self._where()[2] and self.jobs.is_end(self.place())

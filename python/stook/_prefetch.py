@@ -203,6 +203,9 @@ class PrefetchIterator(LoaderIterator):
         assert next_item is not None  # asked for only where the jobs are such
         return next_item
 
+    def _is_closed(self) -> bool:
+        return self._work.over and not self._where[2]
+
     def _has_ended(self) -> bool:
         return self._where[2]
 

@@ -40,7 +40,9 @@ class ProcessIterator(_core.ResultIterator, LoaderIterator):  # type: ignore[mis
     """A pass whose elements come from worker processes; `next()` is C++."""
 
     _pool: ProcessPool
+    _processes: Any
     _skip: Sequence[int] = ()
+    _was_closed = False
 
     def delivered(self) -> tuple[int, list[int]]:
         # A plan knows itself what it leaves out.
@@ -54,7 +56,11 @@ class ProcessIterator(_core.ResultIterator, LoaderIterator):  # type: ignore[mis
         self._skip = () if isinstance(jobs, _core.IndexPlan) else skip
         self._tell_waiters()
 
+    def _is_closed(self) -> bool:
+        return self._was_closed or not self._processes.is_open
+
     def close(self) -> None:
+        self._was_closed = self._was_closed or not self.is_finished()
         _core.ResultIterator.close(self)
         self._tell_waiters()
 
@@ -144,6 +150,7 @@ class ProcessPool:
                 batched=self._task.batch_size is not None,
             )
             iterator._pool = self
+            iterator._processes = self._core
             iterator._skip = () if isinstance(jobs, _core.IndexPlan) else skip
             return iterator
 

@@ -308,6 +308,9 @@ class ProfiledIterator(_core.TimedIterator, LoaderIterator):
     def next_item(self) -> tuple[int, int, int]:
         return self._inner.next_item()
 
+    def _is_closed(self) -> bool:
+        return self._inner._is_closed()
+
     def _has_ended(self) -> bool:
         return self._inner._has_ended()
 

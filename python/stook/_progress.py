@@ -147,6 +147,9 @@ class ProgressIterator(LoaderIterator):
         """That of the iterator under it."""
         return self._inner.delivered()
 
+    def _is_closed(self) -> bool:
+        return self._inner._is_closed()
+
     def next_item(self) -> tuple[int, int, int]:
         """That of the iterator under it."""
         return self._inner.next_item()

@@ -16,7 +16,7 @@ from typing import Any
 
 from ._async_iteration import Waiters
 from ._iterator import LoaderIterator
-from ._jobs import Dealing, Jobs, Plan
+from ._jobs import Dealing, Dealt, Jobs, Plan
 from ._state import Place
 from ._worker_sources import Over
 from .errors import ElementTimeout, WorkerDied
@@ -102,6 +102,9 @@ class _ShardedJobs(Jobs):
     # ---- dealing ---------------------------------------------------------------------------------
 
     def deal(self) -> Iterator[Any]:
+        return Dealt(self._deal())
+
+    def _deal(self) -> Iterator[Any]:
         shards, workers = self._shards, self._dealing.workers
         size = self._dealing.plan.batch_size or 1
         begun_at = self._number
@@ -272,6 +275,10 @@ class ShardedIterator(LoaderIterator):
     def delivered(self) -> tuple[int, list[int]]:
         found: tuple[int, list[int]] = self._inner.delivered()
         return found
+
+    def _is_closed(self) -> bool:
+        closed: bool = self._inner._is_closed()
+        return closed
 
     def _has_ended(self) -> bool:
         ended: bool = self._inner._has_ended()

@@ -53,6 +53,7 @@ class Crew:
         self._pid = os.getpid()
         self.threads: list[threading.Thread] = []
         self._name = name
+        self._started = 0
         self._arguments = (self.jobs, self._pid, initializer, initargs)
         try:
             for _ in range(count):
@@ -63,10 +64,12 @@ class Crew:
         _crews.add(self)
 
     def _start_one(self) -> None:
-        name = f"{self._name}-{len(self.threads)}"
+        name = f"{self._name}-{self._started}"
         thread = threading.Thread(target=_work, args=self._arguments, name=name, daemon=True)
         thread.start()
-        self.threads.append(thread)
+        self._started += 1
+        # Without those that were replaced and have come to their end.
+        self.threads = [*(other for other in self.threads if other.is_alive()), thread]
 
     def replace_one(self) -> None:
         """Starts a thread in the place of one whose job does not come back; see `Job`."""

@@ -299,16 +299,16 @@ class ThreadIterator(LoaderIterator):
             if since + timeout > now:
                 wake = min(wake, since + timeout)
             else:  # its thread is needed
+                self._crew.replace_one()
                 self._void.remove(job)
                 job.given_up = True
-                self._crew.replace_one()
         return wake
 
     def _give_up(self, number: int, job: Job, item: int, timeout: float) -> None:
         """Leaves a thread to itself; the rest of the job is another one's, or there is none."""
         shared = self._shared
+        self._crew.replace_one()  # first: there may be no more threads to be had
         job.given_up = True
-        self._crew.replace_one()
         if shared.policy.takes_losses:
             again = Job(job.epoch, job.position, job.payload)
             again.losses = (*job.losses, (item, None, 0, 0, 1, True, False))
@@ -381,6 +381,9 @@ class ThreadIterator(LoaderIterator):
     def next_item(self) -> tuple[int, int, int]:
         assert self._filled is not None
         return self._filled.next_item()
+
+    def _is_closed(self) -> bool:
+        return self._closed
 
     def _has_ended(self) -> bool:
         return self._shared.over and not self._closed

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
+from ._deliveries import CLOSED
 from ._element_errors import Policy
 from ._elsewhere import StaysHere
 from ._iterator import LoaderIterator, check_prefetch
@@ -151,7 +151,7 @@ class DataLoader(Profiled, StaysHere):
         self._options = check_options(options)
         self._transforms = check_transform(transform)
         plan = self._plan = Plan(
-            None if batch_size is None else check_int(_OWNER, "batch_size", batch_size, 1),
+            None if batch_size is None else check_int(_OWNER, "batch_size", batch_size, 1, 1 << 62),
             check_bool(_OWNER, "drop_remainder", drop_remainder),
             check_bool(_OWNER, "shuffle", shuffle),
             None if seed is None else check_int(_OWNER, "seed", seed, 0, (1 << 64) - 1),
@@ -162,7 +162,7 @@ class DataLoader(Profiled, StaysHere):
         check_sampler(sampler, plan)
         self._sampler = sampler
         self._num_epochs = (
-            None if num_epochs is None else check_int(_OWNER, "num_epochs", num_epochs, 1)
+            None if num_epochs is None else check_int(_OWNER, "num_epochs", num_epochs, 1, 1 << 62)
         )
         self._ordered = check_bool(_OWNER, "ordered", ordered)
         check_fill(plan, sampler, self._ordered)
@@ -228,8 +228,7 @@ class DataLoader(Profiled, StaysHere):
     def __iter__(self) -> LoaderIterator:
         with self._lock:
             self._check_open("iterating")
-            place = self._next_place
-            self._dealing.check(place or Place(), _OWNER)
+            self._dealing.check(self._place_set() or Place(), _OWNER)  # before the pass ends
             self._end_pass()
             place = self._next_place or Place(self._next_epoch, first_epoch=self._next_epoch)
             pool = self._ready_pool()
@@ -264,11 +263,17 @@ class DataLoader(Profiled, StaysHere):
             iterator.close()
         self._iterator = None
         if self._pass is not None:
-            left = self._pass
-            if left.by_loader and left.dealing is self._dealing and not left.has_delivered():
-                self._next_place = left.place()
-            self._next_epoch = left.next_epoch()
+            self._next_place = self._place_set()
+            self._next_epoch = self._pass.next_epoch()
             self._pass = None
+
+    def _place_set(self) -> Place | None:
+        """Where `set_state` has the next pass begin, or `None`."""
+        place, left = self._next_place, self._pass
+        if place is not None or left is None or not left.by_loader:
+            return place
+        is_its_own = left.dealing is self._dealing and not left.has_delivered()
+        return left.place() if is_its_own else None
 
     def __aiter__(self) -> LoaderIterator:
         return iter(self)
@@ -301,19 +306,21 @@ class DataLoader(Profiled, StaysHere):
         came to its end, and before the first one, it is the beginning of the next pass. Of a loop
         that was left early it is where that was.
         """
-        place = self._next_place
+        # Each is read once: another thread may begin a pass meanwhile.
+        place, last = self._next_place, self._pass
+        # With both, the pass is over the source before update(), or can go nowhere any more.
+        if last is not None and (place is None or last.is_open()) and not last.is_over():
+            return last.state()
         if place is None:
-            if self._pass is not None and not self._pass.is_over():
-                return self._pass.state()
-            epoch = self._next_epoch if self._pass is None else self._pass.next_epoch()
-            place = Place(epoch, first_epoch=epoch)
+            epoch = self._next_epoch if last is None else last.next_epoch()
+            place = self._dealing.settle(Place(epoch, first_epoch=epoch))
         return state_of_place(place, self._dealing.identity())
 
     def set_state(self, state: Mapping[str, Any], *, reshard: bool = False) -> None:
         """Goes on where a state was taken: the pass under way, or else the next one.
 
-        A new `for` begins there if nothing was delivered since. For the arguments, and what is
-        raised, see `LoaderIterator.set_state`.
+        A new `for` begins there if nothing was delivered since. After `update()` it is for the next
+        pass alone. For the arguments, and what is raised, see `LoaderIterator.set_state`.
 
         Example:
           >>> import stook
@@ -331,12 +338,13 @@ class DataLoader(Profiled, StaysHere):
             dealing = self._dealing
             place = self._place_of(dealing, state, reshard)
             iterator = self._iterator() if self._iterator is not None else None
-            if iterator is not None and self._pass is not None and self._pass.dealing is dealing:
-                with contextlib.suppress(StookError):  # it is closed
-                    iterator._go_to(place)
-                    self._pass.by_loader = True
-                    return
-            self._next_place = place
+            is_of_it = self._pass is not None and self._pass.dealing is dealing
+            if iterator is None or not is_of_it or iterator._is_closed():
+                self._next_place = place
+                return
+            iterator._go_to(place)
+            self._pass.by_loader = True  # type: ignore[union-attr]  # a new one
+            self._next_place = None
 
     def _place_of(self, dealing: Dealing, state: Any, reshard: bool) -> Place:
         check_bool("set_state", "reshard", reshard)
@@ -347,12 +355,13 @@ class DataLoader(Profiled, StaysHere):
     def _continue(self, iterator: LoaderIterator, place: Place) -> None:
         """Lets an iterator of this loader go on at a place."""
         with self._lock:
+            self._check_open("set_state()")
             before = iterator._pass
+            if self._pass is not before:  # also one that had come to its end
+                raise StookError(CLOSED)
             jobs = before.dealing.begin(place, self._num_epochs)
             iterator._restart(jobs.deal(), jobs.skip)
-            iterator._pass = Pass(before.dealing, jobs, iterator, by_loader=False)
-            if self._pass is before:
-                self._pass = iterator._pass
+            self._pass = iterator._pass = Pass(before.dealing, jobs, iterator, by_loader=False)
 
     def _known_length(self) -> int | None:
         """Elements of one pass, or `None` where that is unknown or without end."""

@@ -189,7 +189,7 @@ def test_an_error_of_the_source_comes_after_its_elements(
         ({"transform": 3}, TypeError, "transform must be None, a callable, or a list or tuple"),
         ({"transform": [double, 3]}, TypeError, r"transform\[1\] must be a callable, got 3"),
         ({"options": 2}, TypeError, "options must be .*got 2.*num_workers=n"),
-        ({"batch_size": 0}, ValueError, "batch_size must be an int of at least 1, got 0"),
+        ({"batch_size": 0}, ValueError, "batch_size must be an int of at least 1,.*got 0"),
         ({"batch_size": 2.0}, TypeError, r"batch_size must be .*got 2.0 \(float\)"),
         ({"batch_size": True}, TypeError, "batch_size must be .*got the bool True"),
         ({"drop_remainder": 1, "batch_size": 2}, TypeError, "drop_remainder must be True or False"),
@@ -200,7 +200,7 @@ def test_an_error_of_the_source_comes_after_its_elements(
         ({"seed": -1}, ValueError, "seed must be an int of at least 0"),
         ({"seed": 2**64}, ValueError, "seed must be .*at most 18446744073709551615"),
         ({"seed": "a"}, TypeError, "seed must be an int"),
-        ({"num_epochs": 0}, ValueError, "num_epochs must be an int of at least 1, got 0"),
+        ({"num_epochs": 0}, ValueError, "num_epochs must be an int of at least 1,.*got 0"),
         ({"ordered": 1}, TypeError, "ordered must be True or False"),
         ({"on_error": "warn"}, ValueError, "on_error must be 'raise', 'skip', or.*got 'warn'"),
         ({"on_error": None}, TypeError, "on_error must be .*got None"),
@@ -563,17 +563,19 @@ def test_user_code_cannot_end_the_loop_or_the_program(
         assert list(iterator) == []
 
 
-def test_ctrl_c_reaches_the_consumer() -> None:
+def test_ctrl_c_reaches_the_consumer_and_costs_no_element() -> None:
+    interrupts = [KeyboardInterrupt()]
+
     def load(value: int) -> int:
-        if value == 1:
-            raise KeyboardInterrupt
+        if value == 1 and interrupts:
+            raise interrupts.pop()
         return value
 
     iterator = iter(loader(range(3), load, workers=0))
     assert next(iterator) == 0
     with pytest.raises(KeyboardInterrupt):
         next(iterator)
-    assert next(iterator) == 2
+    assert list(iterator) == [1, 2]
 
 
 # ---- lifetime ------------------------------------------------------------------------------------
