@@ -129,10 +129,10 @@ class PrefetchIterator(LoaderIterator):
         self._end = weakref.finalize(self, work.end)
 
     def __next__(self) -> Any:
+        # Nobody else is told: all that there is to hear of is told when it becomes ready.
         try:
             return self._give(self._await())
         finally:
-            self._work.waiters.tell()
             del self  # which a traceback would hold
 
     def _await(self) -> tuple[bool, Any]:
@@ -231,4 +231,3 @@ class PrefetchIterator(LoaderIterator):
             finally:
                 work.pauses -= 1
                 work.changed.notify_all()
-                work.waiters.tell()

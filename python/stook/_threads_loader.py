@@ -414,6 +414,7 @@ class ThreadIterator(LoaderIterator):
                 self._gone = 0, frozenset()
                 self._skip = skip
                 self._deliveries.restart()
+                before.waiters.tell()  # who waits deals the new jobs
 
     def stats(self) -> LoaderStats:
         return self._deliveries.stats()
