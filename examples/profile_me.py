@@ -1,6 +1,6 @@
 """Finds what makes a loader slow: the profile says so, one change follows, and says so again.
 
-    python examples/profile_me.py [trace.json]
+    python examples/profile_me.py                # or: profile_me.py trace.json, for ui.perfetto.dev
 
 The first loader keeps each image in a cache, which costs a copy of it; and it normalises in a
 loop. The second one does neither.
@@ -8,7 +8,8 @@ loop. The second one does neither.
 
 from __future__ import annotations
 
-import sys
+import argparse
+import signal
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,9 @@ def normalise(image: np.ndarray) -> dict[str, np.ndarray]:
     return {"image": image}
 
 
-def profile_of(transform: Any, trace: str | None = None) -> stook.LoaderProfile:
+def profile_of(transform: Any, workers: int, trace: str | None = None) -> stook.LoaderProfile:
     """One pass; its table goes to standard error."""
-    options = stook.MultiprocessingOptions(2, enable_profiling=True)
+    options = stook.MultiprocessingOptions(workers, enable_profiling=True)
     with stook.DataLoader(range(64), transform, options=options) as loader:
         for batch in loader:
             batch["image"].mean()
@@ -52,15 +53,21 @@ def profile_of(transform: Any, trace: str | None = None) -> stook.LoaderProfile:
 
 
 def main() -> None:
-    trace = sys.argv[1] if len(sys.argv) > 1 else None
-    slow = profile_of([load, cached, normalise_slowly], trace)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("trace", nargs="?", help="where to write a trace of the slow pass")
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    if args.workers < 0:
+        parser.error("--workers must be at least 0")
+    slow = profile_of([load, cached, normalise_slowly], args.workers, args.trace)
     longest = max(slow.stages, key=lambda stage: stage.seconds)
     print(f"slow: {longest.name} takes longest; {slow.copied} arrays are copied:")
     for copy in slow.copies:
         print(f"  {copy.leaves} x {copy.path}: {copy.reason}")
-    fast = profile_of([load, normalise])
+    fast = profile_of([load, normalise], args.workers)
     print(f"then: {fast.copied} arrays are copied, {fast.moved} are moved")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as other programs in front of `head`
     main()
