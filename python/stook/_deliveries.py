@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ._element_errors import SKIP, Report, items_used_by
+from ._element_errors import SKIP, Report, forget_items_used, items_used_by
 from .errors import TooManyErrors
 from .stats import LoaderStats
 
@@ -117,6 +117,7 @@ class Deliveries:
           TooManyErrors: It is one too many; the pass is over.
         """
         used = items_used_by(error)
+        forget_items_used(error)  # it is now the user's
         self._items += self._items_of(payload) if used is None else used
         too_many = self._count_errors(1, error)
         if too_many is not None:

@@ -15,6 +15,7 @@ __all__ = [
     "Policy",
     "Report",
     "Skip",
+    "forget_items_used",
     "items_used_by",
     "note_items_used",
 ]
@@ -71,6 +72,12 @@ def note_items_used(error: BaseException, count: int) -> None:
     # Also where it was noted before: one object may be raised for several batches.
     with contextlib.suppress(Exception):
         error._stook_consumed = count  # type: ignore[attr-defined]
+
+
+def forget_items_used(error: BaseException) -> None:
+    """Takes that note off again."""
+    with contextlib.suppress(Exception):
+        del error._stook_consumed  # type: ignore[attr-defined]
 
 
 def items_used_by(made: Any) -> int | None:

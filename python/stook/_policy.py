@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _core, _random
 from ._batch_rows import Assembled, Grouped, Listed, Rows
-from ._element_errors import SKIP, Report
+from ._element_errors import SKIP, Report, note_items_used
 from .errors import ElementError, ElementTimeout, WorkerDied, death_detail, for_consumer
 from .worker_info import _state
 
@@ -261,12 +261,16 @@ def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
     step = task.shard[1]
     state = _state
 
-    def run(epoch: int, position: int, payload: Any, losses: Sequence[Loss] = ()) -> Any:
+    def run(
+        epoch: int,
+        position: int,
+        payload: Any,
+        losses: Sequence[Loss] = (),
+        further: Callable[[int], int | None] | None = None,
+        begun: _Begun | None = None,
+    ) -> Any:
         state.epoch = epoch
         items.begin(epoch, position)
-        further: Callable[[int], int | None] | None = None
-        if fill:
-            further, *payload = payload
         # With `fill`, too: fewer than batch_size are dealt where the epoch has no more.
         planned = len(payload)
         start = task.first_place(position)
@@ -285,6 +289,8 @@ def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
             item: Any = payload[number] if number < planned or further is None else further(number)
             if further is not None and item is None:
                 break
+            if begun is not None:
+                begun.items = number + 1
             index = item if items.indexed else start + number * step
             value, replaced = items.get(epoch, position, item, index, number, losses)
             failed += replaced
@@ -315,4 +321,22 @@ def _bind_batch(task: LoaderTask, items: _Items) -> BoundTask:
         # Like all that is in this frame, `element` goes with it.
         return element if failed == 0 and consumed is None else Report(element, failed, consumed)
 
-    return run
+    def run_filled(epoch: int, position: int, payload: Any, losses: Sequence[Loss] = ()) -> Any:
+        further, *planned = payload
+        begun = _Begun()
+        try:
+            return run(epoch, position, planned, losses, further, begun)
+        except BaseException as error:
+            note_items_used(error, max(begun.items, len(planned)))
+            raise
+
+    return run_filled if fill else run
+
+
+class _Begun:
+    """How many items of a batch were begun."""
+
+    __slots__ = ("items",)
+
+    def __init__(self) -> None:
+        self.items = 0

@@ -190,11 +190,11 @@ def test_retries_come_first_and_draw_the_same(place: str) -> None:
     [
         # Of 10 to 13.
         (13, [[0, 2, 3, 4], [5, 7, 8, 9], NoItemError, [14, 15, 16, 17]]),
-        # A further item behind 5 to 8, of which 6 is left out; and the first of 9 to 12.
-        (9, [[0, 2, 3, 4], NoItemError, NoItemError, [13, 14, 15, 16]]),
+        # A further item behind 5 to 8, of which 6 is left out.
+        (9, [[0, 2, 3, 4], NoItemError, [10, 11, 13, 14], [15, 16, 17]]),
     ],
 )
-def test_a_batch_that_raises_has_used_up_what_it_was_dealt(
+def test_a_batch_that_raises_has_used_up_what_it_took(
     place: str, bad: int, wanted: list[Any]
 ) -> None:
     def item(index: int) -> Any:
@@ -205,8 +205,32 @@ def test_a_batch_that_raises_has_used_up_what_it_was_dealt(
     with made(place, range(18), item, collate=list) as loader:
         elements = iter(loader)
         found = outcomes(elements)
-        assert found == wanted + ([[17]] if bad == 9 else [])
+        assert found == wanted
         assert elements.stats().errors == found.count(NoItemError)
+    if bad == 9:
+        with made(place, range(18), item, collate=list, max_errors=0) as loader:
+            # What was seen: the first batch is of five items, and so is this one.
+            assert outcomes(iter(loader)) == [*wanted[:1], (1, 10)]
+
+
+@each_place
+def test_a_collate_that_raises_has_used_up_the_items_of_its_batch(place: str) -> None:
+    """No more and no less: a worker notes the collating as if it were one more item."""
+
+    def item(index: int) -> Any:
+        return stook.SKIP if index in (1, 2) else index
+
+    def collate(items: list[int]) -> list[int]:
+        if 0 in items:
+            raise NoItemError("collate")
+        return items
+
+    with made(place, range(12), item, collate=collate, max_errors=0.5) as loader:
+        elements = iter(loader)
+        with pytest.raises(NoItemError) as caught:
+            next(elements)
+        assert "stook" not in "".join(vars(caught.value)), "no notes of ours"
+        assert outcomes(elements) == [[6, 7, 8, 9], [10, 11]]
 
 
 # ---- states --------------------------------------------------------------------------------------
