@@ -320,14 +320,16 @@ TEST_F(Losses, AnItemThatKillsAgainAndAgainEndsTheJob) {
 TEST_F(Losses, DeathsOfAnEarlierJobInTheSameSlotAreNotCounted) {
   PoolOptions options = allowing(0s, 1);
   options.manager.max_restarts = 1;
-  options.manager.report_losses = true;
   Pool pool(options);
   const std::uint64_t capacity = control_memory().job_capacity();
   for (std::uint64_t job = 0; job <= capacity; ++job) {
-    pool.produce(0, job, items(job % capacity == 0 ? 1 : 0, 0));
-    const std::vector<Loss> losses = losses_of(*pool.next(true));
-    ASSERT_EQ(losses.size(), job % capacity == 0 ? 1U : 0U);
-    for (const Loss& loss : losses) EXPECT_EQ(loss.attempts, 2U);
+    const bool dies = job % capacity == 0;
+    pool.produce(0, job, Order{dies ? Act::kDie : Act::kMake, 0, 4096, 0});
+    const auto element = pool.next(true);
+    ASSERT_EQ(element->kind(), dies ? OutcomeKind::kWorkerDied : OutcomeKind::kElement);
+    if (dies) {
+      EXPECT_EQ(element->outcome().attempts, 2U);
+    }
   }
 }
 
