@@ -209,7 +209,13 @@ def _pickle_leaves(
 
 def unpickle_objects(data: bytes, buffers: list[Any]) -> list[Any]:
     """The other way round."""
-    objects: list[Any] = pickle.loads(data, buffers=buffers)
+    try:
+        objects: list[Any] = pickle.loads(data, buffers=buffers)
+    finally:
+        utilities = sys.modules.get("torch._utils")
+        # torch keeps the sparse tensors that it unpickles until its own loading does this.
+        if utilities is not None and getattr(utilities, "_sparse_tensors_to_validate", None):
+            utilities._validate_loaded_sparse_tensors()
     return objects
 
 

@@ -55,6 +55,16 @@ def test_a_dense_tensor_is_copied_once(courier: Courier, name: str) -> None:
     assert courier.loader.stats().bytes_live == 0
 
 
+def _kept_sparse_tensors(_: Any) -> int:
+    return len(torch._utils._sparse_tensors_to_validate)
+
+
+def test_sparse_tensors_are_not_kept(courier: Courier) -> None:
+    assert courier.call(_kept_sparse_tensors, torch.eye(3).to_sparse()) == 0
+    assert courier.call(make, "sparse-coo").is_sparse
+    assert _kept_sparse_tensors(None) == 0
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_tensor_goes_to_a_worker(courier: Courier, name: str) -> None:
     assert courier.call(_form, make(name)) == _form(make(name))
