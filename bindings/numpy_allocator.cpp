@@ -24,13 +24,15 @@ PyObject* our_capsule = nullptr;
 // Written by the worker's main thread, read by whichever thread allocates. Relaxed: a thread that
 // allocates just after the end of a job may as well have done so just before.
 std::atomic<bool> active{false};
+thread_local bool active_in_thread = false;
 
 void* fallback_malloc(std::size_t size) {
   return fallback->allocator.malloc(fallback->allocator.ctx, size);
 }
 
 std::byte* arena_malloc(std::size_t size, bool* zeroed) {
-  if (!active.load(std::memory_order_relaxed) || size < min_bytes) return nullptr;
+  if (size < min_bytes) return nullptr;
+  if (!active.load(std::memory_order_relaxed) && !active_in_thread) return nullptr;
   const auto allocation = arena->allocate_array(size);
   // Out of arena: the heap serves, and the array is copied when it is handed over.
   if (!allocation) return nullptr;
@@ -121,6 +123,8 @@ void install_numpy_allocator(workers::WorkerArena& worker_arena, std::uint64_t m
 void set_numpy_allocator_active(bool now_active) {
   active.store(now_active, std::memory_order_relaxed);
 }
+
+void keep_numpy_allocator_active() { active_in_thread = true; }
 
 bool has_our_handler(PyArrayObject* array) {
   return our_capsule != nullptr && PyArray_HANDLER(array) == our_capsule;

@@ -2,7 +2,8 @@
 //
 // NEP 49: https://numpy.org/neps/nep-0049-allocation.html. The handler is installed once, in the
 // worker's main thread, and looks at a flag that is up only during a job's call, so that neither
-// imports nor initializers nor the data set fill the arena. It frees from any thread, at any time.
+// imports nor initializers nor the data set fill the arena. A thread of user code that works beside
+// the jobs may have a flag of its own. It frees from any thread, at any time.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,10 @@ void install_numpy_allocator(workers::WorkerArena& arena, std::uint64_t min_shar
 
 // Up only while a job's user code runs.
 void set_numpy_allocator_active(bool active);
+
+// From now on, arrays that the calling thread makes are born in the arena also between jobs, if the
+// handler is that of its context. Nothing in a process that is no worker.
+void keep_numpy_allocator_active();
 
 // True if the data of `array` came from our handler. Requires GIL.
 bool has_our_handler(PyArrayObject* array);

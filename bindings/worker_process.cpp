@@ -501,6 +501,9 @@ void register_worker_process(py::module_& module) {
       "Runs the fork server until its parent ends or closes the socket. A worker ends, and is "
       "replaced, after `most_jobs` jobs (0: never). `functions` has the attributes that a "
       "worker needs (stook/_worker.py).");
+  module.def("keep_numpy_allocator_active", &keep_numpy_allocator_active,
+             "Has arrays that the calling thread of a worker makes from now on born in shared "
+             "memory also between jobs, if its context has the worker's NumPy handler.");
 }
 
 }  // namespace stook::bindings

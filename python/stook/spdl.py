@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from . import _core
 from ._deliveries import array_bytes
 from ._spdl_arena import Arena, ArenaReader, ArenaWriter, arena
 from .executor import ProcessPoolExecutor
@@ -252,11 +253,11 @@ def _is_async(op: Any) -> bool:
 
 
 class _Threads:
-    """Makes the executors. NumPy arrays that their threads make may be born in shared memory.
+    """Makes the executors. NumPy arrays that their threads make are born in shared memory.
 
     They are if the worker's handler is NumPy's in the thread's context, which is not inherited from
-    the main thread. Any thread may call the handler. It is at work while a result is waited for;
-    what is made at other times is copied when it is handed over.
+    the main thread. Any thread may call the handler, which is at work while a result is waited for;
+    these threads ask for it at all times, since the pipeline is ahead of its consumer.
     """
 
     def __init__(self, config: Any, num_threads: int) -> None:
@@ -294,6 +295,7 @@ class _Threads:
         """The initializer of a thread."""
         for variable, value in self._variables:
             variable.set(value)
+        _core.keep_numpy_allocator_active()
         if first is not None:
             first(*arguments)
 

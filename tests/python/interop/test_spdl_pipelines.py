@@ -20,6 +20,7 @@ import pytest
 
 import stook
 import stook.spdl
+from leftovers import wait_until
 
 if importlib.util.find_spec("spdl") is None:
     pytest.skip("spdl is not installed", allow_module_level=True)
@@ -237,6 +238,28 @@ def test_results_are_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert sys.getrefcount(result) == 2  # `result`, and the argument
                 seen += 1
         assert seen == 40
+
+
+def wait_for_ever() -> None:
+    stook.spdl._SECONDS_A_BYTE = 1.0
+
+
+def test_what_is_made_ahead_of_the_consumer_is_moved_too(tmp_path: Path) -> None:
+    def large(number: int) -> np.ndarray:
+        made = np.full(1 << 20, number, np.uint8)
+        (tmp_path / str(number)).touch()
+        return made
+
+    pipeline = builder(large, 4, concurrency=1)
+    with run(pipeline, buffer_size=1, initializer=wait_for_ever) as arrays:
+        iterator = iter(arrays)
+        received = [next(iterator)]
+        # The process has at most one job meanwhile, and the others are made without one.
+        assert wait_until((tmp_path / "3").exists, 30)
+        received.extend(iterator)
+        assert [int(one[0]) for one in received] == [0, 1, 2, 3]
+        _, _, moved, copied, *_ = arrays._process.pool._core.totals()
+    assert (moved, copied) == (4, 0)
 
 
 class Clock:
