@@ -23,6 +23,7 @@
 #include "bindings/profile.h"
 #include "bindings/python_api.h"
 #include "bindings/register.h"
+#include "bindings/worker_errors.h"
 #include "workers/fork_server.h"
 #include "workers/worker.h"
 
@@ -33,24 +34,6 @@ namespace {
 // items were put together because their calls took no time, after this time.
 constexpr std::uint64_t kMostBatchBytes = std::uint64_t{8} << 20;
 constexpr std::chrono::microseconds kBatchTime{1000};
-
-// Python functions that a worker needs (stook/_worker.py), borrowed from the call of serve().
-struct WorkerFunctions {
-  PyObject* set_up;            // (index, count, incarnation) -> task
-  PyObject* encode_error;      // (exception) -> bytes
-  PyObject* exhausted_error;   // (requested bytes, arena bytes) -> exception
-  PyObject* pickle_objects;    // (list, min bytes) -> (bytes, [buffer])
-  PyObject* pickle_dtype;      // (dtype) -> bytes
-  PyObject* unpickle_objects;  // (bytes, [buffer]) -> list
-  PyObject* unpickle_dtype;    // (bytes) -> dtype
-  PyObject* load_function;     // (bytes) -> function
-  PyObject* undecodable;       // (exception) -> exception: arguments that cannot be unpickled
-  PyObject* run_finalizers;    // ()
-  PyObject* retire;            // (): never returns
-  PyObject* end_forked_child;  // (exception or None): never returns
-  PyObject* report_type;       // stook._element_errors.Report
-  PyObject* skip;              // stook.SKIP
-};
 
 class ArenaBlocks : public BlockSource {
  public:
@@ -69,42 +52,6 @@ class ArenaBlocks : public BlockSource {
  private:
   workers::WorkerArena& arena_;
 };
-
-// The error payload for the exception that is set, which is cleared.
-std::string encode_exception(const WorkerFunctions& functions) {
-  const OwnedRef exception = take_exception();
-  if (!exception) return "Tan error without an exception";
-  const OwnedRef encoded(PyObject_CallOneArg(functions.encode_error, exception.get()));
-  if (encoded && PyBytes_Check(encoded.get())) {
-    return {PyBytes_AS_STRING(encoded.get()),
-            static_cast<std::size_t>(PyBytes_GET_SIZE(encoded.get()))};
-  }
-  PyErr_Clear();
-  return std::string("T") + Py_TYPE(exception.get())->tp_name +
-         " (its text could not be made: encoding it raised an exception itself)";
-}
-
-// What a task said of its element besides the element, or of what it raised.
-struct Remarks {
-  std::uint32_t failed = 0;    // as in workers::ResultSlot
-  std::uint32_t consumed = 0;  // the same
-};
-
-void publish_error(workers::Worker& worker, std::uint64_t job, workers::ResultKind kind,
-                   std::string payload, const Remarks& remarks = {}) {
-  workers::ResultDraft draft;
-  draft.job = job;
-  draft.kind = kind;
-  draft.failed = remarks.failed;
-  draft.consumed = remarks.consumed;
-  draft.payload = std::as_bytes(std::span(payload));
-  if (worker.publish(draft)) return;
-  // Not even the arena has room for it: what fits a slot.
-  payload = "Tan error whose text of " + std::to_string(payload.size()) +
-            " bytes does not fit into shared memory";
-  draft.payload = std::as_bytes(std::span(payload));
-  worker.publish(draft);
-}
 
 // User code forked, and this is the child, back from it: it is no worker.
 [[noreturn]] void end_forked_child(const WorkerFunctions& functions, OwnedRef result) {
