@@ -295,7 +295,9 @@ void Manager::close() noexcept {
     return;
   }
   bool has_workers = false;
-  for (const WorkerRecord& worker : workers_) has_workers |= worker.pid != 0;
+  // One whose birth was not told yet may have published already.
+  for (const WorkerRecord& worker : workers_)
+    has_workers |= worker.pid != 0 || worker.has_published;
   // Not close(): children that user code forked may hold copies of the descriptor.
   ::shutdown(socket_.get(), SHUT_RDWR);
   // A server that has forked nothing yet is still importing: nothing is lost by not waiting for it.
