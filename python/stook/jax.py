@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -100,7 +101,7 @@ def _is_numeric(leaf: Any) -> bool:
 
 def _jax() -> Any:
     try:
-        import jax
+        # By name: types are checked without it, too.
+        return importlib.import_module("jax")
     except ImportError as error:
         raise ImportError("stook.jax needs JAX: install it with `pip install jax`") from error
-    return jax
