@@ -160,7 +160,7 @@ def run_suite(suite: str) -> Counts:
     if suite == "python":
         paths = [p for p in ("tests/python", "python/stook", "README.md") if (ROOT / p).exists()]
         return run_pytest(
-            suite, ["-m", "not long", "--ignore=tests/python/interop", *paths], 20 * MINUTE
+            suite, ["-m", "not long", "--ignore=tests/python/interop", *paths], 30 * MINUTE
         )
     if suite == "interop":
         # Partners warn about each other, and that is not ours to mend: shown, not failed on.
