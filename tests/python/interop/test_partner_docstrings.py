@@ -7,7 +7,6 @@ import importlib
 
 import pytest
 
-
 JAX_STAYS = pytest.mark.leaves("JAX keeps threads", "threads", "descriptors")
 
 
