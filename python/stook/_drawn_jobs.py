@@ -148,7 +148,7 @@ class _DrawnJobs(Jobs):
     # ---- dealing ---------------------------------------------------------------------------------
 
     def deal(self) -> Iterator[tuple[int, int, Any]]:
-        return Dealt(self._deal())
+        return Dealt(self, self._deal())
 
     def _deal(self) -> Iterator[tuple[int, int, Any]]:
         start = self.start

@@ -168,9 +168,14 @@ class Dealing(ABC):
 
 
 class Dealt(Iterator[Any]):
-    """Jobs of a generator, which Ctrl-C ends: the loop must not end as if there were no more."""
+    """Jobs of a generator, which Ctrl-C ends: the loop must not end as if there were no more.
 
-    def __init__(self, jobs: Iterator[Any]) -> None:
+    Attributes:
+      dealer: Whose generator it is.
+    """
+
+    def __init__(self, dealer: Jobs, jobs: Iterator[Any]) -> None:
+        self.dealer = dealer
         self._jobs = jobs
         self._is_broken = False
 

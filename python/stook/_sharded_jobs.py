@@ -102,7 +102,7 @@ class _ShardedJobs(Jobs):
     # ---- dealing ---------------------------------------------------------------------------------
 
     def deal(self) -> Iterator[Any]:
-        return Dealt(self._deal())
+        return Dealt(self, self._deal())
 
     def _deal(self) -> Iterator[Any]:
         shards, workers = self._shards, self._dealing.workers
@@ -234,6 +234,7 @@ class ShardedIterator(LoaderIterator):
 
     def __init__(self, inner: Any) -> None:
         self._inner: LoaderIterator = inner
+        self._jobs: Any = None  # those of its pass; others once it went on at a state
         self._kept_back = 0
 
     def __next__(self) -> Any:
@@ -249,13 +250,18 @@ class ShardedIterator(LoaderIterator):
                 element = take()
             except (WorkerDied, ElementTimeout) as error:
                 if error.index is not None:
-                    self._pass.jobs.lost(error.index)
+                    self._its_jobs().lost(error.index)
                 raise
             if type(element) is not Over:
                 return element
-            self._pass.jobs.over(element)
+            self._its_jobs().over(element)
             self._kept_back += 1
             self._loader._kept_back += 1
+
+    def _its_jobs(self) -> Any:
+        # After a state was set not the pass's: of that another iterator may hear, which takes from
+        # this one.
+        return self._pass.jobs if self._jobs is None else self._jobs
 
     def _waiters(self) -> Waiters:
         return self._inner._waiters()
@@ -286,6 +292,8 @@ class ShardedIterator(LoaderIterator):
 
     def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
         self._inner._restart(jobs, skip)
+        assert isinstance(jobs, Dealt)
+        self._jobs = jobs.dealer
 
     def stats(self) -> LoaderStats:
         stats: LoaderStats = self._inner.stats()

@@ -68,6 +68,16 @@ def test_a_state_within_filled_batches(options: Any) -> None:
         assert [batch.tolist() for batch in loader] == [[4, 5, 6], [7, 8, 9]]
 
 
+@each_way
+def test_a_state_within_a_source_that_workers_read(options: Any) -> None:
+    with stook.DataLoader(lambda shard, count: range(shard, 9, count), options=options) as loader:
+        expected = list(loader)
+        ahead = loader.prefetch_to(lambda number: number)
+        assert [next(ahead) for _ in range(4)] == expected[:4]
+        ahead.set_state(json.loads(json.dumps(ahead.get_state())))
+        assert list(ahead) == expected[4:]
+
+
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_it_is_so_far_ahead_and_no_further(depth: int) -> None:
     begun = threading.Semaphore(0)
