@@ -61,7 +61,7 @@ class Attendant:
         self.is_awake = True
         self.visits = 0
         self._is_watched = False
-        self._impatient: list[None] = []
+        self._impatient: set[object] = set()
         self._loops: LoopLinks | None = None
         # Where it sleeps: written by this thread, read by those who may have to ring.
         self._is_inside = False  # in the pool
@@ -89,15 +89,15 @@ class Attendant:
             self._is_watched = True
             self.ring()
 
-    def come(self) -> None:
-        """The calling thread waits for a result, and so may deliver."""
+    def come(self, visitor: object) -> None:
+        """The calling thread waits for a result, and so may deliver; `go` has to follow."""
         self.visits -= 1  # submit() counts the other way: it changes, whatever happens
-        self._impatient.append(None)
+        self._impatient.add(visitor)
         self.step_aside()
 
-    def go(self) -> None:
+    def go(self, visitor: object) -> None:
         """It does so no more."""
-        self._impatient.pop()
+        self._impatient.discard(visitor)
         if self._is_resting:
             self.ring()
 

@@ -216,8 +216,9 @@ class FuturePool:
             return done()
         deadline = None if timeout is None else time.monotonic() + timeout
         attendant = self.attendant
-        attendant.come()
+        visitor = object()
         try:
+            attendant.come(visitor)
             left = timeout
             while not tasks.wait(done, left):
                 if tasks.is_closed and not done():
@@ -228,7 +229,7 @@ class FuturePool:
                         return done()
             return True
         finally:
-            attendant.go()
+            attendant.go(visitor)
 
     # ---- the end ---------------------------------------------------------------------------------
 

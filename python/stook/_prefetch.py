@@ -179,8 +179,13 @@ class PrefetchIterator(LoaderIterator):
     def _start(self) -> None:
         work = self._work
         thread = threading.Thread(target=work.run, name="stook-prefetch", daemon=True)
-        thread.start()
-        work.thread = thread
+        work.thread = thread  # first: Ctrl-C in start() comes when it runs already
+        try:
+            thread.start()
+        except BaseException:
+            if thread.ident is None:
+                work.thread = None
+            raise
 
     def _check_process(self) -> None:
         # Before a lock is taken: in the child, the thread may hold it, and is not there.
