@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from ._attendant import Attendant
 from ._error_payload import is_undecodable
-from ._futures_exit import AFTER_EXIT, enter, is_exiting, leave
+from ._futures_exit import AFTER_EXIT, enter, is_exiting, join, leave
 from ._task_future import ItemsCall, ItemsFuture, TaskFuture
 from ._task_pool import _CALL, _CHUNK, _STAR, Death, TaskPool
 from .errors import PoolBroken, RemoteError, WorkerDied
@@ -251,7 +251,7 @@ class FuturePool:
                 future.cancel()
         self.attendant.ring()
         if wait and threading.current_thread() is not self.thread:
-            self.thread.join()
+            join(self.thread)
 
     def leave(self) -> None:
         """Nothing is to be done for it at the interpreter's exit any more."""

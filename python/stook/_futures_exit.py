@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._futures import FuturePool
 
-__all__ = ["AFTER_EXIT", "enter", "is_exiting", "leave"]
+__all__ = ["AFTER_EXIT", "enter", "is_exiting", "join", "leave"]
 
 AFTER_EXIT = "cannot schedule new futures after interpreter shutdown"
+
+_LOOK = 0.2  # seconds for which Ctrl-C may go unnoticed
 
 _pools: set[FuturePool] = set()
 _exit_state = {"exiting": False}
@@ -34,6 +36,16 @@ def is_exiting() -> bool:
     return _exit_state["exiting"]
 
 
+def join(thread: threading.Thread) -> None:
+    """Waits for the end of a pool's thread, and for Ctrl-C.
+
+    `Thread.join()` without a limit sleeps through a signal that comes between Python's last look
+    at its flags and that sleep, which on a busy machine can lie far apart.
+    """
+    while thread.is_alive():
+        thread.join(_LOOK)
+
+
 def _finish_pools() -> None:
     """What was submitted is done before the interpreter ends, unless Ctrl-C is what ends it."""
     _exit_state["exiting"] = True
@@ -45,12 +57,12 @@ def _finish_pools() -> None:
         if ended_by is KeyboardInterrupt and not hasattr(sys, "ps1"):
             raise KeyboardInterrupt
         for pool in pools:
-            pool.thread.join()
+            join(pool.thread)
     except KeyboardInterrupt:
         for pool in pools:
             pool.kill("the program was interrupted")
         for pool in pools:
-            pool.thread.join()
+            join(pool.thread)
 
 
 try:

@@ -97,7 +97,10 @@ while not future.running():
 INTERRUPTED = {
     "a result in a with": "with make() as executor:\n    executor.submit(pause).result()",
     "the end of a with": "with make() as executor:\n    executor.submit(pause)",
-    "work in a with": "with make() as executor:\n    executor.submit(pause)\n    signal.pause()",
+    "work in a with": (
+        # Not signal.pause(), which sleeps through a signal that comes just before it.
+        "with make() as executor:\n    executor.submit(pause)\n    while True: time.sleep(0.1)"
+    ),
     "map in a with": (
         "with make() as executor:\n    list(executor.map(lambda _: pause(), range(9)))"
     ),
@@ -127,6 +130,38 @@ def test_one_interrupt_ends_a_program(start_python: StartPython, method: str, wh
     done = program.finish()
     if where != "the interpreter's exit":
         assert done.returncode == -signal.SIGINT
+        assert "KeyboardInterrupt" in done.stderr
+
+
+# The main thread sleeps where only the pool's end would wake it.
+JOINING = ("the end of a with", "shutdown", "the interpreter's exit")
+
+
+@each_method
+@pytest.mark.parametrize("where", JOINING)
+def test_an_interrupt_that_wakes_nobody_ends_a_program(
+    start_python: StartPython, method: str, where: str
+) -> None:
+    # As if it came just before the main thread's sleep: another thread gets the signal.
+    code = f"""{PREAMBLE}
+class Executor(stook.ProcessPoolExecutor):
+    def submit(self, function):
+        super().submit(function)
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        print("deaf", flush=True)
+
+def make():
+    return Executor(1, multiprocessing.get_context(sys.argv[1]))
+
+{INTERRUPTED[where]}
+"""
+    program = start_python(code, method)
+    program.wait_for_output("paused")
+    program.wait_for_output("deaf")
+    program.send_signal(signal.SIGINT)
+    done = program.finish()
+    if where != "the interpreter's exit":
         assert "KeyboardInterrupt" in done.stderr
 
 
