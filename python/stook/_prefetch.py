@@ -194,7 +194,9 @@ class PrefetchIterator(LoaderIterator):
 
     def close(self) -> None:
         """Ends the pass and the thread; waits a moment for what it does now."""
-        self._end()
+        # A pass that came to its end has no thread any more, and may be set back.
+        if not self._where[2]:
+            self._end()
 
     def stats(self) -> LoaderStats:
         """The counts of the iterator under it: of what was taken ahead, too."""
@@ -209,7 +211,7 @@ class PrefetchIterator(LoaderIterator):
         return next_item
 
     def _is_closed(self) -> bool:
-        return self._work.over and not self._where[2]
+        return self._work.over
 
     def _has_ended(self) -> bool:
         return self._where[2]
