@@ -43,34 +43,59 @@ class Process:
         return f"process {self.pid}, parent {self.parent}{zombie}: {text[:200]}"
 
 
+# Without pathlib and io: this is read for each process of the machine, twice a test.
 def _read(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return b""
+    parts = []
+    try:
+        while part := os.read(descriptor, 1 << 16):
+            parts.append(part)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
+
+
+def _process(pid: int) -> Process | None:
+    stat = _read(f"/proc/{pid}/stat").decode(errors="replace")
+    if not stat:
+        return None
+    # The name stands in parentheses and may itself hold spaces and parentheses.
+    name, _, rest = stat.partition("(")[2].rpartition(") ")
+    fields = rest.split(maxsplit=20)
+    return Process(pid, int(fields[1]), int(fields[3]), fields[0], int(fields[19]), name)
 
 
 def all_processes() -> list[Process]:
     """Every process that this one can see."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        stat = _read(f"/proc/{entry}/stat").decode(errors="replace")
-        if not stat:
-            continue
-        # The name stands in parentheses and may itself hold spaces and parentheses.
-        name = stat[stat.index("(") + 1 : stat.rindex(")")]
-        rest = stat[stat.rindex(")") + 2 :].split()
-        found.append(Process(int(entry), int(rest[1]), int(rest[3]), rest[0], int(rest[19]), name))
-    return found
+    found = (_process(int(entry)) for entry in os.listdir("/proc") if entry.isdigit())
+    return [process for process in found if process is not None]
+
+
+def _start_of_this() -> int:
+    this = _process(os.getpid())
+    return 0 if this is None else this.start
+
+
+# What carries a mark was started by this process, so it is not older; most of a machine's
+# processes are, and reading an environment costs the most.
+_STARTED = _start_of_this()
 
 
 def process_tree(
     root: int, *, mark: str | None = None, session: int | None = None
 ) -> list[Process]:
     """Descendants of root, and processes that carry the mark or belong to the session; not root."""
-    processes = all_processes()
+    return _tree_among(all_processes(), root, mark, session)
+
+
+def _tree_among(
+    processes: list[Process], root: int, mark: str | None, session: int | None
+) -> list[Process]:
     members = {root}
     while True:
         more = {p.pid for p in processes if p.parent in members} - members
@@ -80,15 +105,17 @@ def process_tree(
     if mark is not None:
         encoded = mark.encode()
         members |= {
-            p.pid for p in processes if encoded in _read(f"/proc/{p.pid}/environ").split(b"\0")
+            p.pid
+            for p in processes
+            if p.start >= _STARTED and encoded in _read(f"/proc/{p.pid}/environ").split(b"\0")
         }
     if session is not None:
         members |= {p.pid for p in processes if p.session == session}
     return [p for p in processes if p.pid in members and p.pid not in (root, os.getpid())]
 
 
-def _ancestors() -> set[int]:
-    parents = {p.pid: p.parent for p in all_processes()}
+def _ancestors(processes: list[Process]) -> set[int]:
+    parents = {p.pid: p.parent for p in processes}
     found, pid = set(), os.getpid()
     while pid in parents and pid not in found:
         found.add(pid)
@@ -99,9 +126,10 @@ def _ancestors() -> set[int]:
 def _processes() -> dict[object, str]:
     run = os.environ.get(RUN_MARK)
     mark = None if run is None else f"{RUN_MARK}={run}"
-    outside = _ancestors()
+    processes = all_processes()
+    outside = _ancestors(processes)
     found: dict[object, str] = {}
-    for process in process_tree(os.getpid(), mark=mark):
+    for process in _tree_among(processes, os.getpid(), mark, None):
         # The standard library's own helper lives as long as the interpreter.
         if b"multiprocessing.resource_tracker" in _read(f"/proc/{process.pid}/cmdline"):
             continue
@@ -209,8 +237,9 @@ def left_since(before: Snapshot, kinds: Iterable[str] = KINDS, deadline: float =
         if hasattr(sys, name):
             delattr(sys, name)
     now = Snapshot.take(kinds)
-    if now.since(before):
-        gc.collect()
+    if not now.since(before):
+        return []
+    gc.collect()
 
     def nothing_left() -> bool:
         nonlocal now
