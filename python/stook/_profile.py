@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import _core
-from ._async_iteration import Waiters, take
+from ._async_iteration import take
 from ._iterator import LoaderIterator
 from ._profile_figures import profile_between
 from ._profile_memory import CONSUMER, PREFETCH, SOURCE, Recorder, Snapshot
 from ._profile_task import name_of, stage_names
 from ._profile_trace import write_trace
 from ._task import LoaderTask
+from ._through import ThroughIterator
 from .options import MultiprocessingOptions, MultithreadingOptions
 from .profile import LoaderProfile
 from .stats import LoaderStats
@@ -217,7 +218,7 @@ class _TimedJobs:
         return job
 
 
-class ProfiledIterator(_core.TimedIterator, LoaderIterator):
+class ProfiledIterator(_core.TimedIterator, ThroughIterator):
     """An iterator that measures how long its consumer waits for another one's elements.
 
     At the end of the pass it prints the profile to standard error. `next()` is C++.
@@ -287,39 +288,9 @@ class ProfiledIterator(_core.TimedIterator, LoaderIterator):
         self._figures.record(CONSUMER, begin)
         return element
 
-    def _look(self) -> Any:
-        return self._inner._look()
-
-    def _waiters(self) -> Waiters:
-        return self._inner._waiters()
-
-    def _tell_waiters(self) -> None:
-        self._inner._tell_waiters()
-
-    def _descriptor(self) -> int:
-        return self._inner._descriptor()
-
-    def _longest_wait(self) -> float | None:
-        return self._inner._longest_wait()
-
-    def delivered(self) -> tuple[int, list[int]]:
-        return self._inner.delivered()
-
-    def next_item(self) -> tuple[int, int, int]:
-        return self._inner.next_item()
-
-    def _is_closed(self) -> bool:
-        return self._inner._is_closed()
-
-    def _has_ended(self) -> bool:
-        return self._inner._has_ended()
-
     def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
         self._figures.go_on()
-        self._inner._restart(self._figures.timed(jobs), skip)
-
-    def stats(self) -> LoaderStats:
-        return self._inner.stats()
+        super()._restart(self._figures.timed(jobs), skip)
 
     def __del__(self) -> None:
         figures = self.__dict__.get("_figures")

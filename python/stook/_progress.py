@@ -10,8 +10,8 @@ from typing import Any
 
 from ._iterator import LoaderIterator
 from ._state import Place
+from ._through import ThroughIterator
 from .profile import LoaderProfile
-from .stats import LoaderStats
 
 __all__ = ["ProgressIterator", "import_tqdm"]
 
@@ -35,7 +35,7 @@ def import_tqdm() -> Any:
     return tqdm
 
 
-class ProgressIterator(LoaderIterator):
+class ProgressIterator(ThroughIterator):
     """An iterator that shows how far another one is.
 
     The bar shows elements, megabytes (10^6 bytes) of arrays a second, and `waiting`: the share of
@@ -143,24 +143,9 @@ class ProgressIterator(LoaderIterator):
         self._end_bar()  # the next element opens another
         self._count = _elements_before(self._inner)
 
-    def delivered(self) -> tuple[int, list[int]]:
-        """That of the iterator under it."""
-        return self._inner.delivered()
-
-    def _is_closed(self) -> bool:
-        return self._inner._is_closed()
-
-    def next_item(self) -> tuple[int, int, int]:
-        """That of the iterator under it."""
-        return self._inner.next_item()
-
     def profile(self, trace: str | os.PathLike[str] | None = None) -> LoaderProfile:
         """That of the iterator under it."""
         return self._inner.profile(trace)
-
-    def stats(self) -> LoaderStats:
-        """The numbers of the iterator under it."""
-        return self._inner.stats()
 
 
 def _elements_before(iterator: LoaderIterator) -> int:

@@ -14,10 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ._async_iteration import Waiters
-from ._iterator import LoaderIterator
 from ._jobs import Dealing, Dealt, Jobs, Plan
 from ._state import Place
+from ._through import ThroughIterator
 from ._worker_sources import Over
 from .errors import ElementTimeout, WorkerDied
 from .options import _shown
@@ -229,11 +228,11 @@ class _ShardedJobs(Jobs):
         return self._ended or (self._end is not None and place.epoch >= self._end)
 
 
-class ShardedIterator(LoaderIterator):
+class ShardedIterator(ThroughIterator):
     """What another iterator gives, without the answers that a shard is over."""
 
     def __init__(self, inner: Any) -> None:
-        self._inner: LoaderIterator = inner
+        self._inner = inner
         self._jobs: Any = None  # those of its pass; others once it went on at a state
         self._kept_back = 0
 
@@ -263,38 +262,11 @@ class ShardedIterator(LoaderIterator):
         # this one.
         return self._pass.jobs if self._jobs is None else self._jobs
 
-    def _waiters(self) -> Waiters:
-        return self._inner._waiters()
-
-    def _tell_waiters(self) -> None:
-        self._inner._tell_waiters()
-
-    def _descriptor(self) -> int:
-        return self._inner._descriptor()
-
-    def _longest_wait(self) -> float | None:
-        return self._inner._longest_wait()
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def delivered(self) -> tuple[int, list[int]]:
-        found: tuple[int, list[int]] = self._inner.delivered()
-        return found
-
-    def _is_closed(self) -> bool:
-        closed: bool = self._inner._is_closed()
-        return closed
-
-    def _has_ended(self) -> bool:
-        ended: bool = self._inner._has_ended()
-        return ended
-
     def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
-        self._inner._restart(jobs, skip)
+        super()._restart(jobs, skip)
         assert isinstance(jobs, Dealt)
         self._jobs = jobs.dealer
 
     def stats(self) -> LoaderStats:
-        stats: LoaderStats = self._inner.stats()
+        stats = super().stats()
         return dataclasses.replace(stats, elements=stats.elements - self._kept_back)
