@@ -142,7 +142,7 @@ class IMapFeed(Feed):
             if self.is_over():
                 return
             self.is_ended = True
-            self._source = None
+            self._source = self._unsent = None
             self._buffer = []
             self.failure = failure
             self.received = self.sent
@@ -224,26 +224,26 @@ class IMapFeed(Feed):
         """Sends what was drawn: whole jobs, and if workers may run dry, whatever there is."""
         while True:
             with self.lock:
-                if self._is_drawing:  # whom this interrupts goes on
-                    return
-                size = self.items_per_job
-                there = len(self._buffer)
-                if there < size:
-                    if self._jobs - self._jobs_done >= _JOBS_ENOUGH * self._tasks.num_workers:
+                if self._unsent is None:
+                    size = self.items_per_job
+                    there = len(self._buffer)
+                    if there < size:
+                        if self._jobs - self._jobs_done >= _JOBS_ENOUGH * self._tasks.num_workers:
+                            return
+                        size = there
+                        if self._source is not None:
+                            size -= there % self.chunksize
+                    if size == 0 or self.is_ended:
                         return
-                    size = there
-                    if self._source is not None:
-                        size -= there % self.chunksize
-                if size == 0 or self.is_ended:
-                    return
-                self._is_drawing = True
-                try:
                     items = self._buffer[:size]
-                    job = self._make_job(items)
-                    del self._buffer[:size]
-                finally:
-                    self._is_drawing = False
-            self._submit(job, items)
+                    job = Job(self, self._jobs, self.sent, items)
+                    # Without calls, and unless a signal handler did something here meanwhile.
+                    if job.number == self._jobs and not self.is_ended:
+                        self._jobs += 1
+                        self.sent += size
+                        self._unsent = job, items
+                        del self._buffer[:size]
+            self._send_made()
 
     def _park(self) -> bool:
         """True if the source is to wait for room."""

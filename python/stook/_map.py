@@ -68,7 +68,7 @@ class MapFeed(Feed):
 
     def break_off(self, error: BaseException) -> None:
         with self.lock:
-            self._source = None
+            self._source = self._unsent = None
             self.is_ended = True
         self.result._set(False, error)
 
@@ -99,7 +99,7 @@ class MapFeed(Feed):
 
     def after_delivery(self) -> None:
         # Without a bound everything is sent at the start.
-        if self._source is not None:
+        if self._source is not None or self._unsent is not None:
             self.send_more()
         if self.is_done and not self.result._ready:
             error = self._error

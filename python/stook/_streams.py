@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -203,9 +203,13 @@ class Feed:
         self._jobs_ahead = jobs_ahead * tasks.num_workers
         self._background = background
         self.lock = threading.RLock()
-        # Items were taken that are not counted as sent yet. Only whoever has the lock sees it true:
-        # a signal handler, or a finalizer, that uses the pool in between.
+        # Somebody takes items from the source. Only whoever has the lock sees it true: a signal
+        # handler, or a finalizer, that uses the pool in between.
         self._is_drawing = False
+        # Items that were taken and make no job yet, because a signal handler raised; the job that
+        # was made and not sent: both are gone on with by whoever comes next.
+        self._drawn: list[Any] = []
+        self._unsent: tuple[Job, list[Any]] | None = None
         self.sent = 0  # items, of which so many have results:
         self.received = 0
         self._jobs = 0
@@ -238,78 +242,96 @@ class Feed:
         while not self.is_ended:
             with self.lock:
                 # Whom this interrupts goes on, and looks again.
-                if self._is_drawing or self._source is None or not self.has_room():
+                if self._is_drawing:
                     return
-                drawn = self._draw_job()
-                if drawn is None:
-                    self.source_ended()
-                    return
-            self._submit(*drawn)
+                if self._unsent is None:
+                    if self._source is None or not self.has_room():
+                        return
+                    self._draw_job()
+                    if self._unsent is None:
+                        self.source_ended()
+                        return
+            self._send_made()
 
-    def _draw_job(self) -> tuple[Job, list[Any]] | None:
-        """The next items of the source, as a job; under the lock."""
+    def _draw_job(self) -> None:
+        """Makes the next items of the source a job, to be sent; under the lock."""
         size = self.items_per_job
-        items: list[Any] = []
         self._is_drawing = True
         try:
             source = self._source
             if source is None:
-                return None
+                return
+            items = self._drawn
+            failure = None
             try:
-                items.extend(islice(source, size))  # which keeps what came before an error
+                # The list keeps what came before an error.
+                items.extend(islice(source, max(0, size - len(items))))
             except Exception as error:
-                self._source = None
-                self.failure = error
+                failure = error
                 if self.chunksize > 1:  # as in multiprocessing, it stands for its chunk
                     del items[len(items) // self.chunksize * self.chunksize :]
-            if len(items) < size:
+            ended = failure is not None or len(items) < size
+            made = (Job(self, self._jobs, self.sent, items), items) if items else None
+            # Without calls: who is interrupted before this begins anew, with what he has drawn.
+            self._drawn = []
+            if ended:
                 self._source = None
-            return (self._make_job(items), items) if items else None
+                self.failure = failure
+            if made is not None:
+                self._jobs += 1
+                self.sent += made[0].left
+                self._unsent = made
         finally:
             self._is_drawing = False
 
-    def _make_job(self, items: list[Any]) -> Job:
-        """Under the lock."""
-        job = Job(self, self._jobs, self.sent, items)
-        count = len(items)
-        self._jobs += 1
-        self.sent += count
-        return job
-
-    def _submit(self, job: Job, items: list[Any]) -> None:
+    def _send_made(self) -> None:
+        """Sends the job that was made last, unless somebody else does."""
+        made = self._unsent
+        if made is None:
+            return
+        job, items = made
+        submit = self._submission_of(job, items)
         try:
-            self._tasks.submit_items(
-                self._function,
-                items,
-                star=self._star,
-                may_split=len(items) > self.chunksize,
-                sink=job,
-                background=self._background,
-            )
+            # No call from here to submit(), which begins by taking it in: neither a signal handler
+            # nor another thread comes in between, so that it is sent exactly once.
+            if self._unsent is not made:
+                return
+            self._unsent = None
+            submit()
         except PoolBroken as error:
             self.break_off(error)
-        except BaseException as error:
-            # Also of a signal handler: whether it was sent then cannot be told, so nothing that may
-            # still come of it is taken.
-            count = job.left
-            lost: BaseException = error
-            if not isinstance(error, Exception):
-                lost = StookError(f"{error!r} was raised while this was sent to a worker")
-            heir = Job(self, job.number, job.at, [None] * count)
-            heir.items = None
-            job.feed = _Nowhere.instance
-            heir(True, [None] * count, dict.fromkeys(range(count), lost))
-            if not isinstance(error, Exception):
-                raise
+        finally:
+            if self._background:
+                self._tasks.deliver_in_background()
 
     def send_again(self, job: Job) -> None:
         """Sends a job's next chunk, alone."""
         items = job.items
-        if items is None or job.asked == job.left:
+        if items is None:
             return
-        job.asked = job.left
-        start = len(items) - job.left
-        self._submit(job, items[start : start + self.chunksize])
+        left = job.left
+        start = len(items) - left
+        submit = self._submission_of(job, items[start : start + self.chunksize])
+        try:
+            if job.asked == left or job.left != left:
+                return
+            job.asked = left  # no call between this and submit(), as above
+            submit()
+        except PoolBroken as error:
+            self.break_off(error)
+        finally:
+            if self._background:
+                self._tasks.deliver_in_background()
+
+    def _submission_of(self, job: Job, items: list[Any]) -> Callable[[], int]:
+        return self._tasks.submission_of_items(
+            self._function,
+            items,
+            star=self._star,
+            may_split=len(items) > self.chunksize,
+            sink=job,
+            background=self._background,
+        )
 
     # ---- receiving -------------------------------------------------------------------------------
 
@@ -344,27 +366,3 @@ class Feed:
 
     def after_delivery(self) -> None:
         """After every delivery, in the sink: sends more if nobody else does."""
-
-
-class _Nowhere(Feed):
-    """Takes results that nobody wants."""
-
-    instance: _Nowhere
-
-    def __init__(self) -> None:
-        self.is_ended = True
-        self.chunksize = 1
-
-    def receive(self, job: Job, results: list[Any]) -> None:
-        job.seen = results
-
-    def receive_errors(
-        self, job: Job, results: list[Any], errors: dict[int, BaseException]
-    ) -> None:
-        job.seen = results
-
-    def send_again(self, job: Job) -> None:
-        job.left = 0
-
-
-_Nowhere.instance = _Nowhere()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import queue
@@ -18,9 +19,10 @@ from . import _core
 from ._elsewhere import StaysHere
 from ._locks import renew_lock_in_child
 from ._pickling import dump_function
+from ._pool_task import Initializer, PoolTask, call_nothing
 from ._start import crosses_by_name, forget_in_children, start_processes
 from ._worker_handle import Death, WorkerHandle
-from .errors import PoolBroken, StookError, add_note
+from .errors import PoolBroken, StookError
 from .options import MultiprocessingOptions, _shown
 
 __all__ = ["Death", "Function", "TaskPool", "WorkerHandle"]
@@ -33,43 +35,6 @@ _CALL, _BATCH, _CHUNK, _STAR = 4, 5, 6, 2
 # Jobs that may wait in the ring for each worker. They are claimed one by one, so nothing but memory
 # is at stake, and arguments in bulk are bounded apart (bindings/task_queue.cpp).
 _JOBS_AT_HAND = 32
-
-
-class _PoolTask:
-    """What workers of a pool start with: nothing but their functions to come."""
-
-    seed = None  # each worker draws its own random numbers
-
-    def bind(self) -> Any:
-        return _call_nothing
-
-
-def _call_nothing(*_: Any) -> None:
-    """Never called: jobs of a pool bring their function."""
-
-
-class _Initializer:
-    """Runs in each worker before its first job."""
-
-    def __init__(
-        self,
-        initializer: Callable[..., Any] | None,
-        arguments: tuple[Any, ...],
-        init: Callable[[int, int], Any] | None,
-    ) -> None:
-        self._initializer = initializer
-        self._arguments = arguments
-        self._init = init
-
-    def __call__(self, index: int, count: int) -> None:
-        if self._init is not None:
-            self._init(index, count)
-        if self._initializer is not None:
-            try:
-                self._initializer(*self._arguments)
-            except Exception as error:
-                add_note(error, "by the initializer of a pool, which runs before any call")
-                raise
 
 
 def method_of(context: Any, name: str = "context") -> str:
@@ -129,7 +94,7 @@ class TaskPool(StaysHere):
             num_workers=num_workers,
             per_worker_buffer_size=max(options.per_worker_buffer_size, _JOBS_AT_HAND),
             start_method=start_method or options.start_method,
-            worker_init_fn=_Initializer(initializer, tuple(initargs), options.worker_init_fn),
+            worker_init_fn=Initializer(initializer, tuple(initargs), options.worker_init_fn),
         )
         self.num_workers = num_workers
         self._name = name
@@ -153,7 +118,7 @@ class TaskPool(StaysHere):
         renew_lock_in_child(self)
         self._core, self._logs = start_processes(
             {"initializer": initializer, "initargs": initargs},
-            _PoolTask(),
+            PoolTask(),
             options,
             any_order=True,
             most_jobs=most_jobs,
@@ -239,11 +204,36 @@ class TaskPool(StaysHere):
         may be called several times, each time with the next items: a worker comes back early when
         the results grow large or, with `may_split`, when they take time; then another may go on.
         """
-        kind = (_BATCH if may_split else _CHUNK) + (_STAR if star else 0)
-        number = self._queue.submit(function, items, sink, kind, background)
-        if background and not self._thread_is_awake:
-            self._wake_thread()
+        submit = self.submission_of_items(
+            function, items, star=star, may_split=may_split, sink=sink, background=background
+        )
+        number = submit()
+        if background:
+            self.deliver_in_background()
         return number
+
+    def submission_of_items(
+        self,
+        function: Function,
+        items: list[Any],
+        *,
+        star: bool,
+        may_split: bool,
+        sink: Callable[[bool, list[Any], dict[int, BaseException] | None], None],
+        background: bool,
+    ) -> Callable[[], int]:
+        """What does as `submit_items` does when it is called, but for `deliver_in_background`.
+
+        No Python code runs in its call before the pool has the task. If it raises anything but
+        `PoolBroken`, that is a signal handler's exception, and the pool has the task.
+        """
+        kind = (_BATCH if may_split else _CHUNK) + (_STAR if star else 0)
+        return functools.partial(self._queue.submit, function, items, sink, kind, background)
+
+    def deliver_in_background(self) -> None:
+        """Has the pool's own thread deliver while there are tasks with `background`."""
+        if not self._thread_is_awake:
+            self._wake_thread()
 
     def cancel(self, number: int) -> bool:
         """True if the task was not begun, and now never will be; its sink is not called then."""
@@ -424,7 +414,7 @@ class TaskPool(StaysHere):
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            self._queue.retire_workers(self.function(_call_nothing), _call_nothing)
+            self._queue.retire_workers(self.function(call_nothing), call_nothing)
             # One that is killed before it can follow has a successor: it is asked in its turn.
             self.wait(
                 lambda: self._closed or self._core.workers_alive == 0,

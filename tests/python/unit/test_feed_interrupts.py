@@ -1,18 +1,27 @@
-"""Signal handlers that use a pool wherever Python may run one in what takes its results in."""
+"""Signal handlers wherever Python may run one in what sends a pool's items and takes its results.
+
+Some use the pool; others raise, as Ctrl-C does.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dis
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import CodeType, FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+import stook._imap
+import stook._map
+import stook._streams
 from stook._imap import IMapFeed
-from stook._streams import Job
+from stook._map import MapFeed, Result
+from stook._streams import Feed, Job
 
 
 @contextlib.contextmanager
@@ -48,12 +57,74 @@ class Sent:
         self.jobs: list[tuple[Job, list[Any]]] = []
         self.num_workers = 2
 
-    def submit_items(self, function: Any, items: list[Any], *, sink: Job, **how: Any) -> None:
-        self.jobs.append((sink, items))
+    def submission_of_items(
+        self, function: Any, items: list[Any], *, sink: Job, **how: Any
+    ) -> Callable[[], None]:
+        return partial(self.jobs.append, (sink, items))
+
+    def deliver_in_background(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
 
     def deliver(self, number: int) -> None:
         job, items = self.jobs[number]
-        job(True, [10 * item for item in items], None)
+        results = [10 * item for item in items]
+        try:
+            job(True, results, None)
+        except Ctrl:  # a sink that is interrupted is called again
+            job(True, results, None)
+            raise
+
+    def deliver_all(self) -> None:
+        """Those that are sent meanwhile, too; each once, whoever interrupts."""
+        while self.delivered < len(self.jobs):
+            self.delivered += 1
+            self.deliver(self.delivered - 1)
+
+    delivered = 0
+
+
+class Ctrl(BaseException):
+    """What the signal handler raises."""
+
+
+FILES = {module.__file__ for module in (stook._streams, stook._imap, stook._map)}
+
+
+class RaisesOnce:
+    """In a `with`: raises at the n-th place in FILES where a handler may, if there are so many.
+
+    Those are after each call, at the beginning of a function and at a jump back.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+        self._before: dict[int, str] = {}
+
+    def __enter__(self) -> None:
+        self._previous = sys.gettrace()
+        sys.settrace(self._trace)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._previous)
+
+    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        code = frame.f_code
+        if code.co_filename not in FILES:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "call":
+            self._before[id(frame)] = "RESUME"
+        elif event == "opcode":
+            last = self._before[id(frame)]
+            self._before[id(frame)] = dis.opname[code.co_code[frame.f_lasti]]
+            if last.startswith("CALL") or "BACKWARD" in last or last in ("RESUME", "JUMP_ABSOLUTE"):
+                self.left -= 1
+                if self.left == 0:
+                    raise Ctrl
+        return self._trace
 
 
 def feed_of(sent: Any, items: range, chunksize: int = 1) -> IMapFeed:
@@ -102,3 +173,132 @@ def test_a_handler_delivers_what_was_being_waited_for() -> None:
 
     assert list(feed.ready) == [0, 10, 20, 30, 40]
     assert feed.is_over()
+
+
+def every_place(run: Callable[[RaisesOnce], None]) -> None:
+    """Calls `run` with the first place, the second, ... until all were tried."""
+    number = 0
+    while True:
+        number += 1
+        once = RaisesOnce(number)
+        run(once)
+        if once.left > 0:
+            assert number > 100
+            return
+
+
+def check_sent(sent: Sent, count: int) -> None:
+    assert [item for _, items in sent.jobs for item in items] == list(range(count))
+
+
+@pytest.mark.parametrize(("items", "chunksize"), [(20, 1), (20, 3)])
+def test_an_imap_that_is_interrupted_anywhere_loses_and_repeats_nothing(
+    items: int, chunksize: int
+) -> None:
+    def run(once: RaisesOnce) -> None:
+        sent = Sent()
+        feed = feed_of(sent, range(items), chunksize)
+        taken: list[int] = []
+        with contextlib.suppress(Ctrl), once:
+            for _ in range(4):
+                sent.deliver_all()
+                feed.more()
+        for _ in range(items):
+            taken += feed.ready
+            feed.ready.clear()
+            feed.more()
+            sent.deliver_all()
+        taken += feed.ready
+        assert taken == [10 * item for item in range(items)]
+        assert feed.is_over()
+        check_sent(sent, items)
+
+    every_place(run)
+
+
+def test_a_map_that_is_interrupted_anywhere_loses_and_repeats_nothing() -> None:
+    def run(once: RaisesOnce) -> None:
+        sent: Any = Sent()
+        function: Any = SimpleNamespace()
+        feed = MapFeed(sent, function, list(range(20)), chunksize=3, jobs_ahead=2)
+        result = Result(SimpleNamespace(wait=lambda done, timeout: None))  # type: ignore[arg-type]
+        with contextlib.suppress(Ctrl), once:
+            feed.start(result, 20)
+            sent.deliver_all()
+        if not sent.jobs:  # no result was given out
+            return
+        feed.after_delivery()
+        sent.deliver_all()
+        assert result.get() == [10 * item for item in range(20)]
+        check_sent(sent, 20)
+
+    every_place(run)
+
+
+def test_items_of_a_thread_that_draws_are_neither_lost_nor_repeated() -> None:
+    def run(once: RaisesOnce) -> None:
+        gate = threading.Event()
+
+        def source() -> Iterator[int]:
+            gate.wait()
+            yield from ()
+
+        sent = Sent()
+        feed = feed_of(sent, source(), 2)  # type: ignore[arg-type]
+        feed._buffer.extend(range(11))  # as that thread does
+        with contextlib.suppress(Ctrl), once:
+            feed._send_buffered()
+            sent.deliver_all()
+        gate.set()
+        for thread in threading.enumerate():
+            if thread.name == "stook-pool-source":
+                thread.join()
+        feed._send_buffered()
+        sent.deliver_all()
+        assert list(feed.ready) == [10 * item for item in range(11)]
+        assert feed.is_over()
+        check_sent(sent, 11)
+
+    every_place(run)
+
+
+def test_the_rest_of_a_job_whose_worker_died_is_sent_once() -> None:
+    def run(once: RaisesOnce) -> None:
+        sent = Sent()
+        feed = feed_of(sent, range(6), 1)
+        job = Job(feed, feed._jobs, feed.sent, [6, 7, 8])
+        feed._jobs += 1
+        feed.sent += 3
+        died: Any = [None] * 3, dict.fromkeys(range(3), stook.WorkerDied(0, -9, None))
+        try:
+            with once:
+                job(True, *died)
+        except Ctrl:
+            job(True, *died)
+        sent.deliver_all()
+        assert list(feed.ready) == [10 * item for item in range(9)]
+        assert feed.is_over()
+        check_sent(sent, 9)
+
+    number = 0
+    while True:
+        number += 1
+        once = RaisesOnce(number)
+        run(once)
+        if once.left > 0:
+            assert number > 10
+            return
+
+
+@pytest.mark.parametrize("place", [Feed.send_more, Feed._draw_job, Feed._send_made])
+def test_a_handler_sends_what_was_being_sent(place: Any) -> None:
+    sent = Sent()
+    feed = feed_of(sent, range(50))
+    with interrupted(place.__code__, feed.more) as places:
+        while not feed.is_over():
+            feed.ready.clear()
+            feed.more()
+            sent.deliver_all()
+
+    assert places
+    check_sent(sent, 50)
