@@ -25,7 +25,6 @@ LONGER: dict[str, str] = {
     "tests/python/process/test_main_globals.py": "the cases of one rule, each a program of its own",
     "tests/python/unit/test_threads.py": "what a pool of threads promises, one test a promise",
     "tests/python/unit/test_io.py": "the cases of one function, with the files they need",
-    "tests/python/unit/test_loader_inline.py": "what a loader promises, one test a promise",
 }
 
 # A path of one machine: it says where somebody worked, and is nowhere else.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,12 +19,16 @@ each_kind_of_workers = pytest.mark.parametrize("workers", [*WORKERS, -3])
 
 
 def loader(source: Any, *arguments: Any, workers: int, **settings: Any) -> stook.DataLoader:
-    """A loader with so many workers; or if negative, threads."""
+    """A loader with so many workers; or if negative, threads.
+
+    One worker is forked, which costs a fifth of a server; several come from a server.
+    """
     options: Any
     if workers < 0:
         options = stook.MultithreadingOptions(num_threads=-workers)
     else:
-        options = stook.MultiprocessingOptions(num_workers=workers)
+        method = "fork" if workers == 1 else "forkserver"
+        options = stook.MultiprocessingOptions(num_workers=workers, start_method=method)
     return stook.DataLoader(source, *arguments, options=options, **settings)
 
 
@@ -37,3 +42,34 @@ def outcomes(elements: Any) -> list[Any]:
             return found
         except Exception as error:
             found.append((type(error), getattr(error, "__notes__", [])))
+
+
+def double(value: Any) -> Any:
+    return value * 2
+
+
+class Indexed:
+    """Has both protocols; being iterated would be wrong."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> Any:
+        assert type(index) is int
+        return self.values[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("what can be indexed is indexed")
+
+
+class Repeated:
+    """An iterable that starts anew each time and has no length."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
