@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from .errors import add_note
 from .options import _shown
 
-__all__ = ["MAX_LENGTH", "is_iterator", "is_torch_iterable", "random_access_length"]
+__all__ = [
+    "MAX_LENGTH",
+    "has_method",
+    "is_iterator",
+    "is_torch_iterable",
+    "kind_name",
+    "random_access_length",
+]
 
 MAX_LENGTH = 1 << 62
 
@@ -39,20 +49,51 @@ def random_access_length(source: Any, owner: str) -> int | None:
             f"{owner}: the source is a mapping, a {kind.__name__}, whose keys are not 0..n-1; pass"
             " list(source.values()), or list(source.items()) for pairs of key and value"
         )
-    if hasattr(kind, "__getitem__") and hasattr(kind, "__len__") and not is_torch_iterable(kind):
-        try:
-            length = len(source)
-        except TypeError as error:  # an array of shape (), for instance
-            raise TypeError(f"{owner}: the source has no length: {error}") from error
-        if length > MAX_LENGTH:
-            raise ValueError(f"{owner}: the source has {length} items, more than 2**62")
-        return length
-    if hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
+    if isinstance(source, type):  # its metaclass has what we look for; an Enum is indexed by name
+        raise TypeError(
+            f"{owner}: the source is the class {kind_name(source)} itself; pass an object of it, or"
+            " list(...) of the class if it can be iterated"
+        )
+    indexed = has_method(kind, "__getitem__")
+    if indexed and has_method(kind, "__len__") and not is_torch_iterable(kind):
+        return _length_of(source, owner)
+    if has_method(kind, "__iter__"):
         return None
+    # NumPy's numbers have the method, and refuse to be indexed.
+    if indexed and not isinstance(source, np.generic):
+        raise TypeError(
+            f"{owner}: the source, a {kind_name(kind)}, has __getitem__ and no __len__; give it"
+            " __len__, or __iter__ if it is to be iterated"
+        )
     raise TypeError(
         f"{owner}: the source must have __len__ and __getitem__, or be an iterable, or a callable"
         f" that takes (shard, count) and returns an iterable, got {_shown(source)}"
     )
+
+
+def kind_name(kind: type) -> str:
+    """A class as the user knows it."""
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def has_method(kind: type, name: str) -> bool:
+    """True unless it is missing, or `None`, with which a class takes back what it inherits."""
+    return getattr(kind, name, None) is not None
+
+
+def _length_of(source: Any, owner: str) -> int:
+    try:
+        length = len(source)
+    except TypeError as error:  # an array of shape (), for instance
+        raise TypeError(f"{owner}: the source has no length: {error}") from error
+    except OverflowError as error:  # it does not fit into an index
+        raise ValueError(f"{owner}: the source has more than 2**62 items ({error})") from error
+    except Exception as error:
+        add_note(error, f"{owner}: while the source, a {kind_name(type(source))}, gave its length")
+        raise
+    if length > MAX_LENGTH:
+        raise ValueError(f"{owner}: the source has {length} items, more than 2**62")
+    return length
 
 
 def _refuse_tables(source: Any, owner: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from . import _core, _random
-from ._source import is_torch_iterable
+from ._source import has_method, is_torch_iterable, kind_name
 from ._task import BoundTask, LoaderTask
 from .errors import ElementTimeout, WorkerDied, death_detail, for_consumer
 from .options import _shown
@@ -51,7 +51,8 @@ def is_read_in_workers(source: Any, owner: str) -> bool:
     """True for torch's `IterableDataset`, and for a callable that is no collection.
 
     Raises:
-      TypeError: It is such a callable, and does not take (shard, count).
+      TypeError: It is such a callable, and does not take (shard, count), or a class of other
+        things than iterables.
     """
     if is_torch_iterable(type(source)):
         return True
@@ -60,6 +61,8 @@ def is_read_in_workers(source: Any, owner: str) -> bool:
         hasattr(kind, name) for name in ("__len__", "__iter__", "__getitem__")
     ):
         return False
+    if isinstance(source, type):
+        _refuse_other_classes(source, owner)
     import inspect  # only where it is wanted
 
     try:
@@ -74,6 +77,17 @@ def is_read_in_workers(source: Any, owner: str) -> bool:
             f" the iterable of that shard; {_shown(source)} does not take two arguments ({error})"
         ) from None
     return True
+
+
+def _refuse_other_classes(source: type, owner: str) -> None:
+    """A data set's class is passed in place of the data set far more often than to be called."""
+    has = {name: has_method(source, name) for name in ("__iter__", "__len__", "__getitem__")}
+    if not has["__iter__"] or (has["__len__"] and has["__getitem__"]):
+        raise TypeError(
+            f"{owner}: the source is the class {kind_name(source)} itself; pass an object of it."
+            " (A class is called as source(shard, count) if its objects have __iter__, and not"
+            " __len__ and __getitem__.)"
+        )
 
 
 class SourceTask(LoaderTask):

@@ -27,6 +27,7 @@ from ._loader_parts import (
     task_from,
 )
 from ._locks import renew_lock_in_child
+from ._other_names import tells_other_names
 from ._pass import Pass
 from ._profiled import Profiled
 from ._progress import ProgressIterator, import_tqdm
@@ -126,6 +127,7 @@ class DataLoader(Profiled, StaysHere):
 
     _lock: Any  # see _locks.py
 
+    @tells_other_names
     def __init__(
         self,
         source: Any,

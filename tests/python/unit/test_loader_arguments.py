@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from loader_cases import Repeated, double, each_number_of_workers, loader
 
 import stook
+from stook._other_names import _HERE
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,45 @@ def test_wrong_arguments_are_named(
 def test_arguments_after_the_transform_are_keywords() -> None:
     with pytest.raises(TypeError):
         stook.DataLoader([1], None, stook.MultiprocessingOptions())  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "part"),
+    [
+        ("num_workers", 2, r"pass options=stook.MultiprocessingOptions\(num_workers=2\)"),
+        ("worker_count", 3, r"pass options=stook.MultiprocessingOptions\(num_workers=3\)"),
+        ("prefetch_factor", 4, r"MultiprocessingOptions\(per_worker_buffer_size=4\)"),
+        (
+            "start_method",
+            "fork",
+            r"pass options=.*\(start_method='fork'\)",
+        ),
+        ("num_threads", 2, r"pass options=stook.MultithreadingOptions\(num_threads=2\)"),
+        ("collate_fn", list, "pass collate="),
+        ("drop_last", True, "pass drop_remainder="),
+        ("dataset", [1], "pass the source as the first argument"),
+        ("persistent_workers", True, "pass nothing: workers always stay"),
+    ],
+)
+def test_arguments_of_other_loaders_are_told_their_name_here(
+    name: str, value: Any, part: str
+) -> None:
+    with pytest.raises(TypeError, match=f"there is no argument '{name}' here; .*{part}"):
+        stook.DataLoader([1, 2, 3], **{name: value})
+
+
+def test_the_names_that_are_told_exist() -> None:
+    known = inspect.signature(stook.DataLoader).parameters
+    assert not _HERE.keys() & known.keys()
+    told = {name for text in _HERE.values() for name in re.findall(r"(?:^|\W)(\w+)=", text)}
+    options = (stook.MultiprocessingOptions, stook.MultithreadingOptions)
+    fields = {field.name for kind in options for field in dataclasses.fields(kind)}
+    assert told <= known.keys() | fields
+
+
+def test_an_argument_that_nobody_has_is_an_ordinary_error() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+        stook.DataLoader([1], nonsense=2)  # type: ignore[call-arg]
 
 
 def test_numpys_numbers_and_booleans_are_taken() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import enum
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -47,6 +48,26 @@ def test_a_generator_is_run_through_once(workers: int) -> None:
         assert list(elements) == [10]
 
 
+class NotIterable(Repeated):
+    __iter__ = None  # type: ignore[assignment]
+
+
+class Unending:
+    """Python would iterate it for ever."""
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+class Pair:
+    def __init__(self, shard: int, count: int) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("source", "part"),
     [
@@ -58,6 +79,13 @@ def test_a_generator_is_run_through_once(workers: int) -> None:
         (3, "must have __len__ and __getitem__, or be an iterable, or a callable that takes"),
         (None, "and returns an iterable, got None"),
         (np.array(3), "the source has no length"),
+        (np.float64(3), r"must have __len__ and __getitem__, .*got .*3\.0"),
+        (NotIterable(1), "must have __len__ and __getitem__, .*got <"),
+        (Unending(), "a test_loader_sources.Unending, has __getitem__ and no __len__; give it"),
+        (Indexed, "the class loader_cases.Indexed itself; pass an object of it"),
+        (np.memmap, "the class numpy.memmap itself; pass an object of it"),
+        (Color, r"the class test_loader_sources.Color itself; pass .*list\(...\) of the class"),
+        (Pair, "the class test_loader_sources.Pair itself"),
     ],
 )
 def test_wrong_sources_are_refused(source: Any, part: str) -> None:
@@ -90,9 +118,24 @@ def test_what_has_keys_is_a_mapping() -> None:
         stook.DataLoader(Store(1))
 
 
-def test_a_source_that_is_too_long_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"more than 2\*\*62"):
-        stook.DataLoader(range(2**62 + 1))
+@pytest.mark.parametrize("length", [2**62 + 1, 2**70])
+def test_a_source_that_is_too_long_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match=r"DataLoader: the source has .*more than 2\*\*62"):
+        stook.DataLoader(range(length))
+
+
+@pytest.mark.parametrize(
+    ("length", "error"), [(lambda: -1, ValueError), (lambda: 1 // 0, ZeroDivisionError)]
+)
+def test_an_error_of_a_length_says_whose(length: Any, error: type[Exception]) -> None:
+    class Broken(Indexed):
+        def __len__(self) -> int:
+            return int(length())
+
+    with pytest.raises(error) as caught:
+        stook.DataLoader(Broken(1))
+    (note,) = caught.value.__notes__  # type: ignore[attr-defined]
+    assert note == "DataLoader: while the source, a test_loader_sources.Broken, gave its length"
 
 
 @each_number_of_workers
