@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,15 +23,20 @@ each_kind_of_workers = pytest.mark.parametrize("workers", [*WORKERS, -3])
 def loader(source: Any, *arguments: Any, workers: int, **settings: Any) -> stook.DataLoader:
     """A loader with so many workers; or if negative, threads.
 
-    One worker is forked, which costs a fifth of a server; several come from a server.
+    One worker is forked, where that is safe: it costs a fifth of a server. Several come from one.
     """
     options: Any
     if workers < 0:
         options = stook.MultithreadingOptions(num_threads=-workers)
     else:
-        method = "fork" if workers == 1 else "forkserver"
+        method = "fork" if workers == 1 and _is_forkable() else "forkserver"
         options = stook.MultiprocessingOptions(num_workers=workers, start_method=method)
     return stook.DataLoader(source, *arguments, options=options, **settings)
+
+
+def _is_forkable() -> bool:
+    """False beside other threads, of which forking warns; torch and JAX have some."""
+    return threading.active_count() == 1 and not sys.modules.keys() & {"torch", "jax"}
 
 
 def outcomes(elements: Any) -> list[Any]:
