@@ -5,7 +5,8 @@
 
 namespace stook::decode {
 
-/// Why an image could not be decoded. What the bytes are, not what the caller did.
+/// Why an image could not be decoded: what the bytes are, and in the last case what the caller
+/// asked for, where only the header tells whether that makes sense.
 enum class ErrorCode : std::uint8_t {
   kOk,
   kEmpty,          // no bytes at all
@@ -17,6 +18,7 @@ enum class ErrorCode : std::uint8_t {
   kTooManyScans,   // a progressive image with more scans than any honest encoder writes
   kMemoryLimit,    // libjpeg would need more working memory than the caller allows
   kOutOfMemory,    // malloc failed
+  kBadBox,         // the part that is asked for does not lie within the image
 };
 
 /// Result of a decoding step: kOk, or the reason together with the decoder's own words.

@@ -52,12 +52,28 @@ struct ImageSize {
   std::uint32_t width = 0;
 };
 
+/// A part of an image, and how much smaller than stored the image is decoded.
+struct JpegWindow {
+  unsigned denominator = 1;  // 1, 2, 4 or 8; sizes are divided and rounded up
+  std::uint32_t left = 0;    // in pixels of the image so decoded; right and bottom lie behind
+  std::uint32_t top = 0;
+  std::uint32_t right = 0;
+  std::uint32_t bottom = 0;
+};
+
+/// The rows in which a window comes.
+struct WindowRows {
+  std::size_t bytes = 0;        // that a row needs room for
+  std::size_t skip = 0;         // bytes in front of the window's first pixel
+  std::size_t pixel_bytes = 0;  // 4 (R, G, B and a byte that says nothing) or 1
+};
+
 /// One JPEG in memory, decoded with libjpeg-turbo into memory of the caller.
 ///
 /// The bytes belong to the caller and must stay until the decoder is gone. One thread at a time,
 /// any number of decoders in any number of threads; never blocks; needs no GIL. `open`, then
-/// `output_size`, then `decode` once. Pixels are those of `djpeg` with its defaults (accurate
-/// integer DCT, fancy upsampling), bit for bit.
+/// `output_size`, then `decode` once, or `begin_window`, `read_window` and `end_window`. Pixels are
+/// those of `djpeg` with its defaults (accurate integer DCT, fancy upsampling), bit for bit.
 ///
 /// Nothing is kept from one image to the next: libjpeg keeps quantization and Huffman tables in a
 /// decompressor, and a file without its own tables would be decoded with those of the image before.
@@ -82,8 +98,22 @@ class JpegDecoder {
   /// undefined.
   Error decode(const JpegOptions& options, std::uint8_t* pixels, std::ptrdiff_t row_stride);
 
- private:
+  /// Prepares for the rows of a window alone, which must not be empty and must lie within the
+  /// image. Its pixels are those that the whole image has there, bit for bit. `apply_orientation`
+  /// must be off: windows are of the image as stored.
+  Error begin_window(const JpegOptions& options, const JpegWindow& window, WindowRows* rows);
+
+  /// The next `count` rows of the window.
+  Error read_window(std::uint8_t* const* rows, unsigned count);
+
+  /// After the last row of the window: looks for the end-of-image marker. Rows below the window are
+  /// not decoded, so that damage there stays unnoticed, but truncation does not.
+  Error end_window();
+
+  /// Of the implementation.
   struct State;
+
+ private:
   std::unique_ptr<State> state_;
 };
 
