@@ -10,6 +10,10 @@
 namespace stook::decode {
 namespace {
 
+// libjpeg-turbo's upsampling of colour, where it is vectorised, gives wrong pixels to windows of
+// one or two (2.1.5); that of whole images is not chosen for so few.
+constexpr std::uint32_t kLeastWidth = 16;
+
 constexpr std::uint8_t kMarker = 0xFF;
 constexpr std::uint8_t kTem = 0x01;
 constexpr std::uint8_t kRst0 = 0xD0;
@@ -63,7 +67,7 @@ Error JpegDecoder::begin_window(const JpegOptions& options, const JpegWindow& wi
   // One pixel more on each side: upsampling of colour looks at neighbours, and would find an edge
   // of the image where only the window ends.
   JDIMENSION from = window.left > 0 ? window.left - 1 : 0;
-  JDIMENSION wide = window.right + 1 - from;
+  JDIMENSION wide = std::max(window.right + 1 - from, kLeastWidth);
   const bool done = s.guarded([&s, &from, &wide, top = window.top] {
     s.start();
     wide = std::min(wide, s.cinfo.output_width - from);

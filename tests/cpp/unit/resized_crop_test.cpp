@@ -121,6 +121,9 @@ TEST(ResizedCrop, AtItsOwnSizeABoxIsAPartOfTheWholeImage) {
                          static_cast<unsigned>(random() % 76)};
         unsigned y[2] = {static_cast<unsigned>(random() % 59),
                          static_cast<unsigned>(random() % 59)};
+        if (i >= 30) x[1] = x[0] + 1 + static_cast<unsigned>(i) % 2;  // narrow
+        if (i == 3) x[0] = 0, x[1] = 1, y[0] = 0, y[1] = 4;
+        if (x[1] > 75) continue;
         if (i == 0) x[0] = y[0] = 0, x[1] = 75, y[1] = 58;
         if (i == 1) x[0] = y[0] = 0, x[1] = 1, y[1] = 1;
         if (i == 2) x[0] = 74, y[0] = 57, x[1] = 75, y[1] = 58;
