@@ -3,7 +3,6 @@
 #include <numpy/arrayobject.h>
 #include <pybind11/pybind11.h>
 
-#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -13,6 +12,7 @@
 #include <string_view>
 #include <utility>
 
+#include "bindings/image_source.h"
 #include "bindings/python_api.h"
 #include "bindings/register.h"
 #include "workers/decode/file.h"
@@ -21,126 +21,6 @@ namespace stook::bindings {
 namespace {
 
 namespace py = pybind11;
-
-using decode::ErrorCode;
-
-/// What is to be decoded: a file, or the bytes of an object that stay exported as long as this
-/// lives. Made, read from and destroyed with the GIL held.
-class Source {
- public:
-  explicit Source(py::handle object) : object_(py::reinterpret_borrow<py::object>(object)) {
-    if (PyObject_CheckBuffer(object.ptr()) != 0) {
-      export_buffer();
-      return;
-    }
-    path_ = py::reinterpret_steal<py::object>(PyOS_FSPath(object.ptr()));
-    if (!path_) {
-      if (PyErr_ExceptionMatches(PyExc_TypeError) == 0) throw py::error_already_set();
-      PyErr_Clear();
-      throw py::type_error("source must be a path (str or os.PathLike) or a buffer of bytes, not " +
-                           type_name());
-    }
-    PyObject* encoded = nullptr;
-    if (PyUnicode_FSConverter(path_.ptr(), &encoded) == 0) throw py::error_already_set();
-    encoded_path_ = py::reinterpret_steal<py::object>(encoded);
-  }
-
-  ~Source() {
-    if (view_.obj != nullptr) PyBuffer_Release(&view_);
-  }
-
-  Source(const Source&) = delete;
-  Source& operator=(const Source&) = delete;
-
-  /// Reads up to `want` bytes and calls `use` with all that are there, both without the GIL.
-  template <typename Use>
-  void load(std::size_t want, Use use) {
-    while (true) {
-      int error = 0;
-      {
-        const WithoutGil without_gil;
-        if (path_) error = reader_.read(PyBytes_AS_STRING(encoded_path_.ptr()), want);
-        if (error == 0) {
-          use(bytes());
-          return;
-        }
-      }
-      if (error == EINTR) {
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-        continue;
-      }
-      if (error == ENOMEM) {
-        PyErr_NoMemory();
-      } else {
-        errno = error;
-        PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path_.ptr());
-      }
-      throw py::error_already_set();
-    }
-  }
-
-  /// Everything that was loaded.
-  std::span<const std::uint8_t> bytes() const {
-    if (path_) return reader_.bytes();
-    return {static_cast<const std::uint8_t*>(view_.buf), static_cast<std::size_t>(view_.len)};
-  }
-
-  bool complete() const { return !path_ || reader_.at_end(); }
-
-  /// How messages call it: the path, or "<bytes of 123 bytes>".
-  py::object name() const {
-    if (!path_) return py::str("<" + type_name() + " of " + std::to_string(view_.len) + " bytes>");
-    PyObject* decoded = nullptr;
-    if (PyUnicode_FSDecoder(path_.ptr(), &decoded) == 0) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(decoded);
-  }
-
- private:
-  std::string type_name() const { return Py_TYPE(object_.ptr())->tp_name; }
-
-  void export_buffer() {
-    if (PyObject_GetBuffer(object_.ptr(), &view_, PyBUF_FULL_RO) != 0)
-      throw py::error_already_set();
-    const bool contiguous = PyBuffer_IsContiguous(&view_, 'C') != 0;
-    if (contiguous && view_.itemsize == 1) return;
-    const std::string format = view_.format != nullptr ? view_.format : "B";
-    PyBuffer_Release(&view_);
-    view_.obj = nullptr;
-    if (!contiguous)
-      throw py::value_error("source must be C-contiguous; this " + type_name() + " is not");
-    throw py::type_error("source must be a buffer of bytes; this " + type_name() +
-                         " has items of format '" + format + "'");
-  }
-
-  py::object object_;
-  py::object path_;          // str or bytes; null for a buffer
-  py::object encoded_path_;  // bytes for the system
-  Py_buffer view_{};
-  decode::FileReader reader_;
-};
-
-const char* advice(ErrorCode code) {
-  switch (code) {
-    case ErrorCode::kTooManyPixels:
-      return "; raise max_pixels if the source is trusted";
-    case ErrorCode::kTruncated:
-      return "; allow_truncated=True keeps what there is of an image";
-    default:
-      return "";
-  }
-}
-
-[[noreturn]] void raise_decode_error(const Source& source, const decode::Error& error) {
-  if (error.code == ErrorCode::kOutOfMemory) {
-    PyErr_NoMemory();
-    throw py::error_already_set();
-  }
-  const py::object type = py::module_::import("stook.errors").attr("DecodeError");
-  const auto message = py::reinterpret_steal<py::object>(PyUnicode_FromFormat(
-      "cannot decode %U: %s%s", source.name().ptr(), error.text.c_str(), advice(error.code)));
-  if (message) PyErr_SetObject(type.ptr(), message.ptr());
-  throw py::error_already_set();
-}
 
 /// A result array: a new one, in memory of NumPy's current allocator, or the caller's own.
 struct Target {
@@ -229,7 +109,7 @@ py::object decode_jpeg(const py::object& source_object, const py::object& out, b
   options.allow_truncated = allow_truncated;
   options.apply_orientation = apply_orientation;
 
-  Source source(source_object);
+  ImageSource source(source_object);
   std::optional<decode::JpegDecoder> decoder;
   decode::ImageSize size;
   decode::Error error;
@@ -238,7 +118,7 @@ py::object decode_jpeg(const py::object& source_object, const py::object& out, b
     error = decoder->open();
     if (!error) error = decoder->output_size(options, &size);
   });
-  if (error) raise_decode_error(source, error);
+  if (error) ImageSource::throw_error(source.decode_exception(error));
 
   const int rank = rank_of(options.mode);
   const npy_intp dims[3] = {size.height, size.width, decode::channels_of(options.mode)};
@@ -249,13 +129,13 @@ py::object decode_jpeg(const py::object& source_object, const py::object& out, b
     error = decoder->decode(options, target.pixels, target.row_stride);
     decoder.reset();
   }
-  if (error) raise_decode_error(source, error);
+  if (error) ImageSource::throw_error(source.decode_exception(error));
   return target.array;
 }
 
 /// The fields of stook.io.JpegInfo, in its order.
 py::tuple jpeg_info(const py::object& source_object) {
-  Source source(source_object);
+  ImageSource source(source_object);
   decode::JpegInfo info;
   decode::Error error;
   // The header is at the beginning; how long it is shows only when it is read.
@@ -265,8 +145,8 @@ py::tuple jpeg_info(const py::object& source_object) {
       error = decode::read_jpeg_info(bytes, &info);
     });
     want *= 4;
-  } while (error.code == ErrorCode::kTruncated && !source.complete());
-  if (error) raise_decode_error(source, error);
+  } while (error.code == decode::ErrorCode::kTruncated && !source.complete());
+  if (error) ImageSource::throw_error(source.decode_exception(error));
   const auto text = [](std::string_view name) { return py::str(name.data(), name.size()); };
   const py::object subsampling =
       info.subsampling.empty() ? py::object(py::none()) : text(info.subsampling);

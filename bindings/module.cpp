@@ -22,6 +22,7 @@ PYBIND11_MODULE(_core, module) {
   stook::bindings::register_index_plan(module);
   stook::bindings::register_jpeg(module);
   stook::bindings::register_lease(module);
+  stook::bindings::register_resized_crop(module);
   stook::bindings::register_segment_object(module);
   stook::bindings::register_shared_memory_array(module);
   stook::bindings::register_reclaimer(module);

@@ -13,6 +13,7 @@ void register_jpeg(pybind11::module_& module);
 void register_lease(pybind11::module_& module);
 void register_profile(pybind11::module_& module);
 void register_reclaimer(pybind11::module_& module);
+void register_resized_crop(pybind11::module_& module);
 void register_result_iterator(pybind11::module_& module);
 void register_segment_object(pybind11::module_& module);
 void register_shared_memory_array(pybind11::module_& module);

@@ -85,6 +85,27 @@ def jpeg_info(source: _Source) -> tuple[int, int, int, str, str | None, bool, bo
 
 def is_shared(array: object, /) -> bool: ...
 
+# ---- bindings/resized_crop.cpp
+
+def decode_resized_crops(
+    sources: Sequence[_Source],
+    boxes: Sequence[tuple[float, float, float, float] | None],
+    flips: Sequence[bool],
+    height: _Int,
+    width: _Int,
+    gray: bool,
+    filter: _Int,
+    scaled_decode: bool,
+    element_type: _Int,
+    planes: bool,
+    scale: tuple[float, float, float],
+    offset: tuple[float, float, float],
+    max_pixels: _Int,
+    allow_truncated: bool,
+    batch: bool,
+    out: NDArray[Any] | None,
+) -> tuple[NDArray[Any], list[tuple[int, Exception]]]: ...
+
 # ---- bindings/shared_memory_array.cpp
 
 @final

@@ -6,11 +6,17 @@ process of Stook the result is born in shared memory, as every array is that Num
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from stook import _core
+from stook._resized_crop import (
+    DEFAULT_MAX_PIXELS,
+    checked_max_pixels,
+    checked_mode,
+    decode_batch,
+    decode_resized_crop,
+)
 
 if TYPE_CHECKING:
     import os
@@ -19,16 +25,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
-__all__ = ["DEFAULT_MAX_PIXELS", "JpegInfo", "decode_jpeg", "jpeg_info"]
-
-DEFAULT_MAX_PIXELS = 178_956_970
-"""Pixels above which an image counts as a decompression bomb unless the caller says otherwise.
-
-The number at which Pillow raises `DecompressionBombError`: twice its `MAX_IMAGE_PIXELS`, which is
-what fits a quarter of a gibibyte at 3 bytes a pixel. As RGB that is an array of 512 MiB.
-"""
-
-_UNLIMITED = 2**63 - 1
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "JpegInfo",
+    "decode_batch",
+    "decode_jpeg",
+    "decode_resized_crop",
+    "jpeg_info",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +130,9 @@ def decode_jpeg(
         ...
         stook.errors.DecodeError: cannot decode <bytes of 155 bytes>: Premature end of ...
     """
-    if mode not in ("RGB", "L"):
-        raise ValueError(f'mode must be "RGB" or "L", not {mode!r}')
-    limit = _UNLIMITED if max_pixels is None else operator.index(max_pixels)
-    if limit < 1:
-        raise ValueError(f"max_pixels must be at least 1, or None for no limit, not {max_pixels}")
-    gray = mode == "L"
+    gray = checked_mode(mode)
     decoded: NDArray[np.uint8] = _core.decode_jpeg(
-        source, out, gray, min(limit, _UNLIMITED), allow_truncated, apply_orientation
+        source, out, gray, checked_max_pixels(max_pixels), allow_truncated, apply_orientation
     )
     return decoded
 
