@@ -14,6 +14,8 @@ namespace {
 // one or two (2.1.5); that of whole images is not chosen for so few.
 constexpr std::uint32_t kLeastWidth = 16;
 
+constexpr JDIMENSION kSmoothingReach = 2;
+
 constexpr std::uint8_t kMarker = 0xFF;
 constexpr std::uint8_t kTem = 0x01;
 constexpr std::uint8_t kRst0 = 0xD0;
@@ -45,6 +47,18 @@ bool end_follows(const std::uint8_t* at, const std::uint8_t* end) {
   return false;
 }
 
+/// Whether the scans of a progressive image leave bits of coefficients open, so that libjpeg
+/// guesses them from the blocks around.
+bool is_smoothed(const jpeg_decompress_struct& cinfo) {
+  if (cinfo.coef_bits == nullptr || cinfo.do_block_smoothing == FALSE) return false;
+  for (int c = 0; c < cinfo.num_components; ++c) {
+    for (const int bits : cinfo.coef_bits[c]) {
+      if (bits != 0) return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 void JpegDecoder::State::expect_end_of_image() {
@@ -64,16 +78,20 @@ Error JpegDecoder::begin_window(const JpegOptions& options, const JpegWindow& wi
   s.configure(options, JCS_EXT_RGBX);
   s.cinfo.scale_num = 1;
   s.cinfo.scale_denom = window.denominator;
-  // One pixel more on each side: upsampling of colour looks at neighbours, and would find an edge
-  // of the image where only the window ends.
-  JDIMENSION from = window.left > 0 ? window.left - 1 : 0;
-  JDIMENSION wide = std::max(window.right + 1 - from, kLeastWidth);
-  const bool done = s.guarded([&s, &from, &wide, top = window.top] {
+  JDIMENSION from = 0;
+  const bool done = s.guarded([&s, &from, &window] {
     s.start();
+    // One pixel more on each side: upsampling of colour looks at neighbours, and would find an edge
+    // of the image where only the window ends. Smoothing looks two blocks far.
+    JDIMENSION margin = 1;
+    if (is_smoothed(s.cinfo))
+      margin += kSmoothingReach * DCTSIZE * static_cast<unsigned>(s.cinfo.max_h_samp_factor);
+    from = window.left > margin ? window.left - margin : 0;
+    JDIMENSION wide = std::max(window.right + margin - from, kLeastWidth);
     wide = std::min(wide, s.cinfo.output_width - from);
     jpeg_crop_scanline(&s.cinfo, &from, &wide);
     // One skip, at the start: later ones have given stale rows in some versions of libjpeg-turbo.
-    if (top > 0) jpeg_skip_scanlines(&s.cinfo, top);
+    if (window.top > 0) jpeg_skip_scanlines(&s.cinfo, window.top);
   });
   if (!done) return s.error();
   rows->pixel_bytes = options.mode == PixelMode::kRgb ? 4 : 1;

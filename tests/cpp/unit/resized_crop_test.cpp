@@ -143,6 +143,32 @@ TEST(ResizedCrop, AtItsOwnSizeABoxIsAPartOfTheWholeImage) {
   }
 }
 
+TEST(ResizedCrop, WhereScansAreMissingABoxIsSmoothedAsTheWhole) {
+  for (const int sampling : {1, 2}) {
+    Recipe recipe;
+    recipe.width = 130;
+    recipe.height = 70;
+    recipe.h = recipe.v = sampling;
+    recipe.progressive = true;
+    const Bytes file = encode(recipe);
+    for (std::size_t part = 3; part < 8; ++part) {
+      const auto cut = static_cast<std::ptrdiff_t>(file.size() * part / 8);
+      const Bytes some(file.begin(), file.begin() + cut);
+      JpegOptions lenient;
+      lenient.allow_truncated = true;
+      const Image whole = decode_whole(some, lenient);
+      ASSERT_FALSE(whole.error) << whole.error.text;
+      for (unsigned left = 1; left < 120; left += 9) {
+        ResizedCropOptions options = sized(40, 7);
+        options.jpeg = lenient;
+        const CropBox box{1.0 * left, 20, left + 7.0, 60};
+        ASSERT_EQ(crop(some, box, options).pixels, part_of(whole, 3, left, 20, left + 7, 60))
+            << left << " of the first " << part << "/8";
+      }
+    }
+  }
+}
+
 /// Mean of the squared differences, as a ratio to the largest possible in dB.
 double psnr(const Bytes& a, const Bytes& b) {
   double sum = 0;
