@@ -20,7 +20,7 @@ help:
 	@echo "make demo          train on real photographs, then compare with other ways; PHOTOS=folder"
 	@echo "make test          C++ and Python tests"
 	@echo "make test-interop  tests against torch, jax, grain, spdl, ... (installs them into .venv)"
-	@echo "make test-long     C++ under sanitizers, Python tests that take minutes, CPython's own of pools"
+	@echo "make test-long     C++ under sanitizers, fuzzing, Python tests that take minutes, CPython's own of pools"
 	@echo "make lint          formatters, linters, types"
 	@echo "make bench         the figures of docs/performance.md, measured here"
 	@echo "make clean         remove build/ and .venv"
@@ -70,7 +70,7 @@ test-interop: setup $(STAMPS)/interop
 	@$(PY) scripts/test.py interop
 
 test-long: setup
-	@$(PY) scripts/test.py cpp:asan cpp:tsan long conformance
+	@$(PY) scripts/test.py cpp:asan cpp:tsan fuzz long conformance
 
 # The linters are tests (tests/python/package); this runs those alone.
 lint: setup

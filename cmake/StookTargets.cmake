@@ -20,8 +20,11 @@ elseif(STOOK_SANITIZE STREQUAL "thread")
     # data is published by them alone, so what the warning is about cannot hide a race in data.
     list(APPEND stook_sanitize_flags -Wno-tsan)
   endif()
+elseif(STOOK_SANITIZE STREQUAL "fuzzer")
+  # Coverage for the fuzzer, with the sanitizers that turn what it finds into a crash.
+  set(stook_sanitize_flags -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined)
 elseif(NOT STOOK_SANITIZE STREQUAL "")
-  message(FATAL_ERROR "STOOK_SANITIZE=${STOOK_SANITIZE} is unknown: use address, thread or nothing.")
+  message(FATAL_ERROR "STOOK_SANITIZE=${STOOK_SANITIZE} is unknown: use address, thread, fuzzer or nothing.")
 endif()
 
 # Warnings, sanitizers and link-time optimisation for one of our targets.

@@ -3,8 +3,8 @@
     python scripts/test.py SUITE...
 
 Suites: cpp:PRESET (configure, build, ctest), python, interop, long, conformance (CPython's own
-tests of process pools). Each must end within its deadline; what still runs then is ended, and the
-suite has failed.
+tests of process pools), fuzz (each target for a minute; FUZZ_SECONDS says for how long). Each must
+end within its deadline; what still runs then is ended, and the suite has failed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ REPORTS = ROOT / "build" / "reports"
 JOBS = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(len(os.sched_getaffinity(0)))
 PYTEST_NO_TESTS = 5
 MINUTE = 60
+
+# tests/fuzz, and how many bytes each reads in front of the JPEG.
+FUZZ_TARGETS = {"jpeg_fuzz": 1, "resized_crop_fuzz": 13}
 
 
 @dataclass
@@ -152,6 +155,30 @@ def run_conformance() -> Counts:
     return judged(run(command, 50 * MINUTE), report, "conformance")
 
 
+def run_fuzz() -> Counts:
+    """Runs each fuzz target from fresh seeds; a target that finds something leaves it in build/."""
+    if shutil.which("clang++") is None:
+        say("fuzz: skipped, because clang++ is not installed (libFuzzer comes with Clang)")
+        return Counts(skipped=1)
+    seconds = int(os.environ.get("FUZZ_SECONDS", "60"))
+    if run(["cmake", "--preset", "fuzz", "--log-level=WARNING"], 5 * MINUTE) != 0:
+        return Counts(failed=1)
+    if run(["cmake", "--build", "--preset", "fuzz", "--parallel", JOBS], 20 * MINUTE) != 0:
+        return Counts(failed=1)
+    counts = Counts()
+    folder = ROOT / "build" / "fuzz" / "tests" / "fuzz"
+    for target, parameters in FUZZ_TARGETS.items():
+        corpus = folder / f"{target}-corpus"
+        corpus.mkdir(exist_ok=True)
+        seeded = run([str(folder / "make_seeds"), str(corpus), str(parameters)], MINUTE)
+        limits = ["-max_len=4096", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]
+        time = [f"-max_total_time={seconds}", f"-artifact_prefix={folder}/{target}-"]
+        command = [str(folder / target), *limits, *time, "-verbosity=0", str(corpus)]
+        status = seeded or run(command, seconds + 5 * MINUTE)
+        counts += Counts(passed=1) if status == 0 else Counts(failed=1)
+    return counts
+
+
 def run_suite(suite: str) -> Counts:
     """Runs the suite of that name."""
     kind, _, preset = suite.partition(":")
@@ -173,7 +200,9 @@ def run_suite(suite: str) -> Counts:
         )
     if suite == "conformance":
         return run_conformance()
-    sys.exit(f"Unknown suite {suite!r}: use cpp:PRESET, python, interop, long or conformance.")
+    if suite == "fuzz":
+        return run_fuzz()
+    sys.exit(f"Unknown suite {suite!r}: use cpp:PRESET, python, interop, long, conformance, fuzz.")
 
 
 def main() -> int:

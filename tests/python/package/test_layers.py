@@ -17,6 +17,7 @@ MAY_INCLUDE = {
     "workers/decode": {"workers/decode"},
     "bindings": {"shm", "workers", "workers/decode", "bindings"},
     "tests/cpp": {"shm", "workers", "workers/decode", "tests/cpp"},
+    "tests/fuzz": {"workers/decode", "tests/cpp", "tests/fuzz"},
     "benchmarks/cpp": {"shm", "workers", "workers/decode", "benchmarks/cpp"},
 }
 
