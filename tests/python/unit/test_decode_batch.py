@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -148,6 +150,49 @@ def test_a_slow_file_leaves_other_threads_running(tmp_path: Path) -> None:
         file.write(TINY[50:])
     reader.join()
     np.testing.assert_array_equal(result[0][0], result[0][1])
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_signal_handlers_run_while_a_slow_file_is_read(tmp_path: Path, raises: bool) -> None:
+    class Interrupted(Exception):
+        pass
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    handled = threading.Semaphore(0)
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        handled.release()
+        if raises:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise Interrupted
+
+    def write() -> None:
+        with pipe.open("wb") as file:
+            file.write(TINY[:50])
+            file.flush()
+            for _ in range(3):
+                handled.acquire()
+            file.write(TINY[50:])
+
+    writer = None if raises else threading.Thread(target=write)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        if writer is not None:
+            writer.start()
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+        if raises:
+            with pytest.raises(Interrupted):
+                decode_batch([TINY, pipe], (2, 3))  # nobody ever writes
+        else:
+            images = decode_batch([TINY, pipe, TINY], (2, 3))
+            np.testing.assert_array_equal(images[1], images[0])
+            np.testing.assert_array_equal(images[2], images[0])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if writer is not None:
+            writer.join()
 
 
 @needs_tools
