@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <random>
@@ -286,6 +287,27 @@ TEST(ResizedCrop, CutAnywhereItIsTruncatedWhateverTheBox) {
       ASSERT_FALSE(crop(followed, box, sized(4, 4)).error);
     }
   }
+}
+
+TEST(ResizedCrop, TheEndBelowTheBoxIsFoundFromMarkerToMarker) {
+  Recipe recipe;
+  recipe.width = recipe.height = 64;
+  const Bytes file = encode(recipe);
+  const Bytes coded(file.begin(), file.end() - 2);
+  const auto code_with = [&coded](std::initializer_list<int> tail) {
+    Bytes some = coded;
+    for (const int byte : tail) some.push_back(static_cast<std::uint8_t>(byte));
+    return crop(some, CropBox{0, 0, 64, 8}, sized(4, 4)).error.code;
+  };
+  EXPECT_EQ(code_with({0xFF, 0xD9}), ErrorCode::kOk);
+  EXPECT_EQ(code_with({0xFF, 0xFF, 0xFF, 0xD9}), ErrorCode::kOk);                    // fill bytes
+  EXPECT_EQ(code_with({0xFF, 0x01, 0xFF, 0xD3, 0xFF, 0xD9}), ErrorCode::kOk);        // no lengths
+  EXPECT_EQ(code_with({0xFF, 0xFE, 0, 4, 0xFF, 0xD9, 0xFF, 0xD9}), ErrorCode::kOk);  // a comment
+  EXPECT_EQ(code_with({0xFF, 0xFE, 0, 4, 0xFF, 0xD9}), ErrorCode::kTruncated);
+  EXPECT_EQ(code_with({0xFF, 0xFE, 0, 9, 0xFF, 0xD9}), ErrorCode::kTruncated);
+  EXPECT_EQ(code_with({0xFF, 0xFE, 0, 0, 0xFF, 0xD9}), ErrorCode::kOk);  // a length that is none
+  EXPECT_EQ(code_with({0xFF, 0xFE, 0}), ErrorCode::kTruncated);
+  EXPECT_EQ(code_with({0xFF}), ErrorCode::kTruncated);
 }
 
 TEST(ResizedCrop, OfATruncatedImageTheRowsThatAreThereAreKept) {
