@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ what fits a quarter of a gibibyte at 3 bytes a pixel. As RGB that is an array of
 
 _UNLIMITED = 2**63 - 1
 _MAX_SIDE = 65_535
+_MAX_FLOAT = float(np.finfo(np.float32).max)
 _FILTERS = ("box", "bilinear", "hamming", "bicubic", "lanczos")  # the order of decode::Filter
 _DTYPES = ("uint8", "float32", "float16")  # the order of decode::ElementType
 _Box = tuple[float, float, float, float]
@@ -101,6 +103,39 @@ def _recipe(
     max_pixels: int | None,
     allow_truncated: bool,
 ) -> _Recipe:
+    # Checking all of it takes as long as a tenth of a photograph, and most calls are like the last.
+    means, stds = _hashable("mean", mean), _hashable("std", std)
+    limit = checked_max_pixels(max_pixels)
+    arguments = (_checked_size(size), mode, filter, bool(scaled_decode), means, stds)
+    rest: tuple[Any, ...] = (dtype, layout, limit, bool(allow_truncated))
+    try:
+        return _checked_recipe(*arguments, *rest)
+    except TypeError:  # something that has no hash
+        return _checked_recipe.__wrapped__(*arguments, *rest)
+
+
+def _hashable(name: str, value: Any) -> float | tuple[float, ...] | None:
+    if value is None or isinstance(value, (int, float)):
+        return value
+    try:
+        return tuple(np.ravel(np.asarray(value, np.float64)).tolist())
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be numbers, not {value!r}") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _checked_recipe(
+    size: tuple[int, int],
+    mode: str,
+    filter: str,
+    scaled_decode: bool,
+    mean: float | tuple[float, ...] | None,
+    std: float | tuple[float, ...] | None,
+    dtype: DTypeLike,
+    layout: str,
+    max_pixels: int,
+    allow_truncated: bool,
+) -> _Recipe:
     gray = checked_mode(mode)
     if filter not in _FILTERS:
         raise ValueError(f"filter must be one of {', '.join(_FILTERS)}, not {filter!r}")
@@ -116,17 +151,23 @@ def _recipe(
     stds = _of_channels("std", 1.0 if std is None else std, count)
     if not all(value > 0 for value in stds):
         raise ValueError(f"std must be greater than 0, not {std!r}")
+    scale = (1 / (255 * stds[0]), 1 / (255 * stds[1]), 1 / (255 * stds[2]))
+    offset = (-means[0] / stds[0], -means[1] / stds[1], -means[2] / stds[2])
+    if not all(abs(value) <= _MAX_FLOAT for value in (*scale, *offset)):
+        raise ValueError(
+            f"mean {mean!r} and std {std!r} give numbers that single precision cannot hold"
+        )
     return _Recipe(
-        size=_checked_size(size),
+        size=size,
         gray=gray,
         filter=_FILTERS.index(filter),
-        scaled_decode=bool(scaled_decode),
+        scaled_decode=scaled_decode,
         element_type=_DTYPES.index(type_name),
         planes=layout == "CHW",
-        scale=(1 / (255 * stds[0]), 1 / (255 * stds[1]), 1 / (255 * stds[2])),
-        offset=(-means[0] / stds[0], -means[1] / stds[1], -means[2] / stds[2]),
-        max_pixels=checked_max_pixels(max_pixels),
-        allow_truncated=bool(allow_truncated),
+        scale=scale,
+        offset=offset,
+        max_pixels=max_pixels,
+        allow_truncated=allow_truncated,
     )
 
 
@@ -141,7 +182,7 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _of_channels(
-    name: str, value: float | Sequence[float], count: int
+    name: str, value: float | tuple[float, ...], count: int
 ) -> tuple[float, float, float]:
     """Three numbers, of which a grey image takes the first."""
     values = np.asarray(value, np.float64)
