@@ -78,11 +78,11 @@ void Resampler::plan_rows() {
   }
   std::uint32_t newest = 0;
   std::uint32_t most = 0;
+  std::uint32_t begun = 0;  // never less for a later result than for this one
   for (std::uint32_t i = 0; i < shape_.out_height; ++i) {
     newest = std::max(newest, down_.spans[i].first + down_.spans[i].count);
     most = std::max(most, newest - oldest_[i]);
     // Results whose spans have begun when this one's ends, and that have not come out before.
-    std::uint32_t begun = i;
     while (begun < shape_.out_height && oldest_[begun] < newest) ++begun;
     open_ = std::max(open_, begun - i);
   }
