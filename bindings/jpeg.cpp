@@ -12,10 +12,9 @@
 #include <string_view>
 #include <utility>
 
-#include "bindings/image_source.h"
 #include "bindings/python_api.h"
 #include "bindings/register.h"
-#include "workers/decode/file.h"
+#include "bindings/source.h"
 
 namespace stook::bindings {
 namespace {
@@ -109,7 +108,7 @@ py::object decode_jpeg(const py::object& source_object, const py::object& out, b
   options.allow_truncated = allow_truncated;
   options.apply_orientation = apply_orientation;
 
-  ImageSource source(source_object);
+  Source source(source_object);
   std::optional<decode::JpegDecoder> decoder;
   decode::ImageSize size;
   decode::Error error;
@@ -118,7 +117,7 @@ py::object decode_jpeg(const py::object& source_object, const py::object& out, b
     error = decoder->open();
     if (!error) error = decoder->output_size(options, &size);
   });
-  if (error) ImageSource::throw_error(source.decode_exception(error));
+  if (error) raise_decode_error(source, error);
 
   const int rank = rank_of(options.mode);
   const npy_intp dims[3] = {size.height, size.width, decode::channels_of(options.mode)};
@@ -129,13 +128,13 @@ py::object decode_jpeg(const py::object& source_object, const py::object& out, b
     error = decoder->decode(options, target.pixels, target.row_stride);
     decoder.reset();
   }
-  if (error) ImageSource::throw_error(source.decode_exception(error));
+  if (error) raise_decode_error(source, error);
   return target.array;
 }
 
 /// The fields of stook.io.JpegInfo, in its order.
 py::tuple jpeg_info(const py::object& source_object) {
-  ImageSource source(source_object);
+  Source source(source_object);
   decode::JpegInfo info;
   decode::Error error;
   // The header is at the beginning; how long it is shows only when it is read.
@@ -146,7 +145,7 @@ py::tuple jpeg_info(const py::object& source_object) {
     });
     want *= 4;
   } while (error.code == decode::ErrorCode::kTruncated && !source.complete());
-  if (error) ImageSource::throw_error(source.decode_exception(error));
+  if (error) raise_decode_error(source, error);
   const auto text = [](std::string_view name) { return py::str(name.data(), name.size()); };
   const py::object subsampling =
       info.subsampling.empty() ? py::object(py::none()) : text(info.subsampling);

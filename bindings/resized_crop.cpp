@@ -17,9 +17,9 @@
 #include <utility>
 #include <vector>
 
-#include "bindings/image_source.h"
 #include "bindings/python_api.h"
 #include "bindings/register.h"
+#include "bindings/source.h"
 #include "workers/decode/batch.h"
 
 namespace stook::bindings {
@@ -28,7 +28,7 @@ namespace {
 namespace py = pybind11;
 
 using Box = std::array<double, 4>;  // left, top, right, bottom
-using Sources = std::vector<std::unique_ptr<ImageSource>>;
+using Sources = std::vector<std::unique_ptr<Source>>;
 
 /// What stook.io has checked and put into the numbers that the decoder takes.
 struct Recipe {
@@ -161,9 +161,10 @@ py::tuple run(const Recipe& recipe, const py::sequence& objects,
   std::vector<decode::BatchItem> items;
   for (const py::handle object : objects) {
     const std::size_t i = items.size();
-    sources.push_back(std::make_unique<ImageSource>(object));
+    sources.push_back(std::make_unique<Source>(object));
     decode::BatchItem item;
     item.path = sources.back()->path();
+    item.part = sources.back()->part();
     if (item.path == nullptr) item.bytes = sources.back()->bytes();
     if (boxes[i]) item.box = {(*boxes[i])[0], (*boxes[i])[1], (*boxes[i])[2], (*boxes[i])[3]};
     item.flip = flips[i];

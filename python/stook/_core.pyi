@@ -14,7 +14,8 @@ from .shared_memory_array import SharedMemoryArrayMetadata
 __version__: str
 
 _Int: TypeAlias = SupportsInt | SupportsIndex
-_Source: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes] | Buffer
+_Path: TypeAlias = str | PathLike[str]
+_Source: TypeAlias = _Path | PathLike[bytes] | Buffer | tuple[_Path, _Int, _Int]
 
 # ---- bindings/begin_item.cpp
 

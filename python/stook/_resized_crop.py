@@ -14,10 +14,9 @@ import numpy as np
 from stook import _core
 
 if TYPE_CHECKING:
-    import os
-
     from numpy.typing import DTypeLike, NDArray
-    from typing_extensions import Buffer
+
+    from ._io_source import Source
 
 DEFAULT_MAX_PIXELS = 178_956_970
 """Pixels above which an image counts as a decompression bomb unless the caller says otherwise.
@@ -210,7 +209,7 @@ def _checked_box(box: Sequence[float] | None) -> _Box | None:
 
 
 def decode_resized_crop(
-    source: str | os.PathLike[str] | Buffer,
+    source: Source,
     box: Sequence[float] | None,
     size: tuple[int, int],
     *,
@@ -237,7 +236,7 @@ def decode_resized_crop(
     `"bilinear"` gives Pillow's pixels to within 1 of 255.
 
     Args:
-        source: A path, or the JPEG itself, as for `decode_jpeg`.
+        source: A path, a part of a file, or the JPEG itself, as for `decode_jpeg`.
         box: (left, top, right, bottom) in pixels of the image as stored, whatever its orientation:
             column x covers x to x + 1. Any numbers within the image, also with fractions; None for
             the whole image.
@@ -272,7 +271,7 @@ def decode_resized_crop(
             other damage there, where nothing is decoded, is not noticed.
         ValueError: If `box` is empty or does not lie within the image; if a value is none of those
             above; if `out` does not fit, is read-only, or shares memory with `source`.
-        TypeError: If `source` is neither path nor buffer of bytes, or `box`, `size` or `out` are
+        TypeError: If `source` is no path, part of a file or buffer, or `box`, `size` or `out` are
             not of the right type.
         OSError: If the file cannot be read, with `errno` and `filename`.
         MemoryError: If there is no memory for the result or for decoding.
@@ -319,7 +318,7 @@ def decode_resized_crop(
 
 
 def decode_batch(
-    sources: Sequence[str | os.PathLike[str] | Buffer],
+    sources: Sequence[Source],
     size: tuple[int, int],
     *,
     boxes: Sequence[Sequence[float] | None] | NDArray[Any] | None = None,
@@ -343,7 +342,7 @@ def decode_batch(
     its place and holds up no other.
 
     Args:
-        sources: Paths, or the JPEGs themselves; at most as many as fit in memory, also none.
+        sources: Paths, parts of files, or the JPEGs themselves; at most as many as fit in memory, also none.
         size: (height, width) of all results.
         boxes: A box for each image, or None for the whole of it; for instance an array of shape
             (number of images, 4). None: all images whole.

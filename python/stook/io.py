@@ -19,11 +19,10 @@ from stook._resized_crop import (
 )
 
 if TYPE_CHECKING:
-    import os
-
     import numpy as np
     from numpy.typing import NDArray
-    from typing_extensions import Buffer
+
+    from ._io_source import Source
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -64,7 +63,7 @@ class JpegInfo:
 
 
 def decode_jpeg(
-    source: str | os.PathLike[str] | Buffer,
+    source: Source,
     *,
     mode: Literal["RGB", "L"] = "RGB",
     out: NDArray[np.uint8] | None = None,
@@ -83,9 +82,9 @@ def decode_jpeg(
     of that RGB.
 
     Args:
-        source: A path (`str` or `os.PathLike`), or the JPEG itself: `bytes` or any C-contiguous
-            buffer of bytes, such as a `memoryview`, a `bytearray` or a `uint8` array. It must not
-            be changed while it is decoded.
+        source: A path (`str` or `os.PathLike`); a part of a file as `(path, offset, length)`; or
+            the JPEG itself: `bytes` or any C-contiguous buffer of bytes, such as a `memoryview`, a
+            `bytearray` or a `uint8` array. It must not be changed while it is decoded.
         mode: `"RGB"` for an array of shape (height, width, 3), `"L"` (luma) for (height, width).
         out: The array to decode into instead of a new one: dtype `uint8`, exactly the right shape,
             writable. Rows may lie apart (or upside down), pixels of a row must be contiguous.
@@ -104,10 +103,12 @@ def decode_jpeg(
     Raises:
         DecodeError: If `source` is empty, no JPEG, of an unsupported kind (12 bits a sample,
             lossless, components of unknown meaning), corrupt, truncated, larger than `max_pixels`,
-            or has more than 100 scans. The message names the source and the decoder's reason.
+            or has more than 100 scans; or if the file has no such part. The message names the
+            source and the decoder's reason.
         OSError: If the file cannot be read, for example `FileNotFoundError` or
             `IsADirectoryError`, with `errno` and `filename`; `EFBIG` above 1 GiB.
-        TypeError: If `source` is neither path nor buffer of bytes, or `out` is not a `uint8` array.
+        TypeError: If `source` is no path, part of a file or buffer of bytes, or `out` is not a
+            `uint8` array.
         ValueError: If `mode` is unknown, `max_pixels` below 1, `source` not contiguous, or `out`
             has the wrong shape or layout, is read-only, or shares memory with `source`.
         MemoryError: If there is no memory for the result or for decoding.
@@ -137,7 +138,7 @@ def decode_jpeg(
     return decoded
 
 
-def jpeg_info(source: str | os.PathLike[str] | Buffer) -> JpegInfo:
+def jpeg_info(source: Source) -> JpegInfo:
     """Reads the header of a JPEG, without decoding and, from a file, without reading all of it.
 
     Args:
@@ -148,9 +149,9 @@ def jpeg_info(source: str | os.PathLike[str] | Buffer) -> JpegInfo:
 
     Raises:
         DecodeError: If `source` is empty, no JPEG, of an unsupported kind, or ends before the image
-            data begin.
+            data begin, or if the file has no such part.
         OSError: If the file cannot be read, with `errno` and `filename`.
-        TypeError: If `source` is neither path nor buffer of bytes.
+        TypeError: If `source` is no path, part of a file or buffer of bytes.
         ValueError: If `source` is not contiguous.
 
     Example:

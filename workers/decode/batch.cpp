@@ -19,12 +19,13 @@ int BatchDecoder::run(const CropTarget& first, std::ptrdiff_t item_stride) {
     BatchOutcome outcome;
     std::span<const std::uint8_t> bytes = item.bytes;
     if (item.path != nullptr) {
-      if (!file_) file_.emplace();
+      if (!file_) file_.emplace().set_part(item.part);
       outcome.system_error = file_->read(item.path);
       if (outcome.system_error == EINTR) return EINTR;
       bytes = file_->bytes();
+      if (file_->is_short()) outcome.error = outside_file(bytes.size(), *item.part.length);
     }
-    if (outcome.system_error == 0)
+    if (!outcome.failed())
       outcome.error = decode_resized_crop(bytes, item.box, item.flip, options_, target);
     file_.reset();
     if (outcome.failed()) clear(target);

@@ -12,9 +12,10 @@
 
 namespace stook::decode {
 
-/// One image of a batch: a file, or bytes that the caller keeps.
+/// One image of a batch: a file or a part of one, or bytes that the caller keeps.
 struct BatchItem {
   const char* path = nullptr;  // null: `bytes` are the image
+  FilePart part;               // of the file
   std::span<const std::uint8_t> bytes;
   std::optional<CropBox> box;
   bool flip = false;

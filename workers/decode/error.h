@@ -19,6 +19,7 @@ enum class ErrorCode : std::uint8_t {
   kMemoryLimit,    // libjpeg would need more working memory than the caller allows
   kOutOfMemory,    // malloc failed
   kBadBox,         // the part that is asked for does not lie within the image
+  kOutsideFile,    // the file has no such part: it ends before
 };
 
 /// Result of a decoding step: kOk, or the reason together with the decoder's own words.

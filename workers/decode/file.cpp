@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <limits>
+#include <string>
 
 namespace stook::decode {
 namespace {
@@ -27,13 +29,20 @@ int FileReader::open(const char* path) {
     ::close(fd);
     return error;
   }
+  std::uint64_t promised = 0;
   if (S_ISREG(status.st_mode)) {
-    expected_ = static_cast<std::size_t>(status.st_size);
-    if (expected_ > max_bytes_) {
+    const auto size = static_cast<std::uint64_t>(status.st_size);
+    promised = size - std::min(size, part_.offset);
+    if (part_.length) promised = std::min(promised, *part_.length);
+    if (promised > max_bytes_) {
       ::close(fd);
       return EFBIG;
     }
+    // Behind the file's end, and the file is one that has an end.
+    at_end_ = promised == 0 && size != 0;
   }
+  if (part_.length == 0U) at_end_ = true;
+  expected_ = static_cast<std::size_t>(promised);
   fd_ = fd;
   return 0;
 }
@@ -45,6 +54,15 @@ int FileReader::reserve(std::size_t capacity) {
   data_.reset(static_cast<std::uint8_t*>(moved));
   capacity_ = capacity;
   return 0;
+}
+
+::ssize_t FileReader::read_on(std::size_t count) {
+  std::uint8_t* const to = data_.get() + size_;
+  if (!part_.length && part_.offset == 0) return ::read(fd_, to, count);
+  if (part_.length) count = std::min(count, static_cast<std::size_t>(*part_.length - size_));
+  constexpr auto kFurthest = static_cast<std::uint64_t>(std::numeric_limits<::off_t>::max());
+  if (part_.offset > kFurthest - size_) return 0;  // no file reaches there
+  return ::pread(fd_, to, count, static_cast<::off_t>(part_.offset + size_));
 }
 
 int FileReader::read(const char* path, std::size_t want) {
@@ -59,13 +77,18 @@ int FileReader::read(const char* path, std::size_t want) {
       if (const int error = reserve(std::min({sensible, want, max_bytes_})); error != 0)
         return error;
     }
-    const ::ssize_t got = ::read(fd_, data_.get() + size_, capacity_ - size_);
+    const ::ssize_t got = read_on(capacity_ - size_);
     if (got < 0) return errno;
     size_ += static_cast<std::size_t>(got);
     // A regular file that gave what it promised is not asked again for its end.
-    at_end_ = got == 0 || (expected_ != 0 && size_ >= expected_);
+    at_end_ = got == 0 || (expected_ != 0 && size_ >= expected_) || size_ == part_.length;
   }
   return 0;
+}
+
+Error outside_file(std::uint64_t there, std::uint64_t asked) {
+  return {ErrorCode::kOutsideFile, "the file has " + std::to_string(there) + " of these " +
+                                       std::to_string(asked) + " bytes; was it cut or replaced?"};
 }
 
 }  // namespace stook::decode
