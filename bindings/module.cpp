@@ -22,6 +22,7 @@ PYBIND11_MODULE(_core, module) {
   stook::bindings::register_index_plan(module);
   stook::bindings::register_jpeg(module);
   stook::bindings::register_lease(module);
+  stook::bindings::register_npy(module);
   stook::bindings::register_resized_crop(module);
   stook::bindings::register_segment_object(module);
   stook::bindings::register_shared_memory_array(module);
@@ -29,6 +30,7 @@ PYBIND11_MODULE(_core, module) {
   stook::bindings::register_timed_iterator(module);
   stook::bindings::register_worker_pool(module);
   stook::bindings::register_result_iterator(module);
+  stook::bindings::register_tar(module);
   stook::bindings::register_task_queue(module);
   stook::bindings::register_worker_process(module);
   stook::bindings::register_begin_item(module);

@@ -14,6 +14,11 @@
 
 namespace stook::bindings {
 
+class Source;
+
+/// Raises the exception for `error` of decoding `source`.
+[[noreturn]] void raise_decode_error(const Source& source, const decode::Error& error);
+
 /// What is to be decoded: a file, a part of one given as (path, offset, length), or the bytes of an
 /// object that stay exported as long as this lives. Made, read from and destroyed with the GIL
 /// held.
@@ -49,6 +54,17 @@ class Source {
       if (error == 0) return;
       raise_unless_interrupted(error);
     }
+  }
+
+  /// The same for a `step` that returns what decoding says; every error is raised.
+  template <typename Step>
+  void check(Step step) {
+    decode::Error error;
+    run([&error, &step] {
+      error = step();
+      return error.system_errno;
+    });
+    if (error) raise_decode_error(*this, error);
   }
 
   /// Everything that was loaded.
@@ -92,8 +108,5 @@ class Source {
   Py_buffer view_{};
   decode::FileReader reader_;
 };
-
-/// Raises the exception for `error` of decoding `source`.
-[[noreturn]] void raise_decode_error(const Source& source, const decode::Error& error);
 
 }  // namespace stook::bindings

@@ -86,6 +86,11 @@ def jpeg_info(source: _Source) -> tuple[int, int, int, str, str | None, bool, bo
 
 def is_shared(array: object, /) -> bool: ...
 
+# ---- bindings/npy.cpp
+
+def load_npy(source: _Source) -> NDArray[Any]: ...
+def load_npz(source: _Source, names: set[str] | None) -> dict[str, NDArray[Any]]: ...
+
 # ---- bindings/resized_crop.cpp
 
 def decode_resized_crops(
@@ -309,6 +314,19 @@ class ResultIterator:
     def delivered(self) -> tuple[int, list[int]]: ...
     def restart(self, jobs: IndexPlan | Iterator[tuple[int, int, Any]], /) -> None: ...
     def is_finished(self) -> bool: ...
+
+# ---- bindings/tar.cpp
+
+def index_tar(
+    source: _Source, allow_truncated: bool
+) -> tuple[
+    NDArray[np.uint8],
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int64],
+]: ...
 
 # ---- bindings/task_queue_object.cpp
 

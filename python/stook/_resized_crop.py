@@ -342,7 +342,7 @@ def decode_batch(
     its place and holds up no other.
 
     Args:
-        sources: Paths, parts of files, or the JPEGs themselves; at most as many as fit in memory, also none.
+        sources: Paths, parts of files, or the JPEGs themselves; also none.
         size: (height, width) of all results.
         boxes: A box for each image, or None for the whole of it; for instance an array of shape
             (number of images, 4). None: all images whole.

@@ -236,7 +236,7 @@ class SharedMemoryExhausted(StookError, MemoryError):  # noqa: N818 (a state)
 
 
 class DecodeError(StookError, ValueError):
-    """Bytes that are not the image they should be; the message names the source and the reason."""
+    """Bytes that are not what they should be; the message names the source and the reason."""
 
 
 class RemoteError(StookError):

@@ -1,4 +1,4 @@
-"""Reading images without the GIL, straight into the memory of the result.
+"""Reading images and arrays without the GIL, straight into the memory of the result.
 
 JPEG is decoded by libjpeg-turbo; the pixels are those of its own `djpeg`, bit for bit. In a worker
 process of Stook the result is born in shared memory, as every array is that NumPy allocates there.
@@ -18,6 +18,9 @@ from stook._resized_crop import (
     decode_resized_crop,
 )
 
+from ._io_arrays import load_npy, load_npz
+from ._tar_index import FilePart, TarIndex, TarSample
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -26,11 +29,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
+    "FilePart",
     "JpegInfo",
+    "TarIndex",
+    "TarSample",
     "decode_batch",
     "decode_jpeg",
     "decode_resized_crop",
     "jpeg_info",
+    "load_npy",
+    "load_npz",
 ]
 
 

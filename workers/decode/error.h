@@ -5,8 +5,8 @@
 
 namespace stook::decode {
 
-/// Why an image could not be decoded: what the bytes are, and in the last case what the caller
-/// asked for, where only the header tells whether that makes sense.
+/// Why something could not be decoded: what the bytes are, and with kBadBox what the caller asked
+/// for, where only the header tells whether that makes sense.
 enum class ErrorCode : std::uint8_t {
   kOk,
   kEmpty,          // no bytes at all
@@ -20,12 +20,17 @@ enum class ErrorCode : std::uint8_t {
   kOutOfMemory,    // malloc failed
   kBadBox,         // the part that is asked for does not lie within the image
   kOutsideFile,    // the file has no such part: it ends before
+  kBadHeader,      // an .npy header, a zip or a tar directory that no writer makes
+  kRefused,        // understood, and not read on purpose: pickled objects
+  kEndsEarly,      // the data end before what their header promises
+  kSystem,         // reading failed; system_errno says how
 };
 
 /// Result of a decoding step: kOk, or the reason together with the decoder's own words.
 struct [[nodiscard]] Error {
   ErrorCode code = ErrorCode::kOk;
-  std::string text;
+  std::string text{};
+  int system_errno = 0;  // of kSystem; after EINTR the step may be taken again
 
   /// True where something went wrong.
   explicit operator bool() const noexcept { return code != ErrorCode::kOk; }

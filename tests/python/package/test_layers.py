@@ -26,6 +26,7 @@ LIBRARIES = {
     r"Python\.h|pybind11/|numpy/|structmember\.h|frameobject\.h|pythread\.h": {"bindings"},
     r"boost/": {"shm"},
     r"jpeglib\.h|jerror\.h|jconfig\.h|jmorecfg\.h": {"workers/decode", "tests/cpp"},
+    r"zlib\.h": {"workers/decode", "tests/cpp"},
     r"gtest/|gmock/": {"tests/cpp"},
 }
 
