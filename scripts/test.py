@@ -25,8 +25,14 @@ JOBS = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(len(os.sched_getaffin
 PYTEST_NO_TESTS = 5
 MINUTE = 60
 
-# tests/fuzz, and how many bytes each reads in front of the JPEG.
-FUZZ_TARGETS = {"jpeg_fuzz": 1, "resized_crop_fuzz": 13}
+# tests/fuzz: how many bytes each target reads in front of the JPEG; None for those of other files.
+FUZZ_TARGETS = {
+    "jpeg_fuzz": 1,
+    "resized_crop_fuzz": 13,
+    "npy_fuzz": None,
+    "npz_fuzz": None,
+    "tar_fuzz": None,
+}
 
 
 @dataclass
@@ -170,8 +176,18 @@ def run_fuzz() -> Counts:
     for target, parameters in FUZZ_TARGETS.items():
         corpus = folder / f"{target}-corpus"
         corpus.mkdir(exist_ok=True)
-        seeded = run([str(folder / "make_seeds"), str(corpus), str(parameters)], MINUTE)
-        limits = ["-max_len=4096", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]
+        if parameters is None:
+            maker = [sys.executable, str(ROOT / "tests/fuzz/make_archives.py"), str(corpus), target]
+        else:
+            maker = [str(folder / "make_seeds"), str(corpus), str(parameters)]
+        seeded = run(maker, MINUTE)
+        max_len = 4096 if parameters is not None else 16384  # long names in blocks of 512
+        limits = [
+            f"-max_len={max_len}",
+            "-timeout=10",
+            "-rss_limit_mb=2048",
+            "-print_final_stats=1",
+        ]
         time = [f"-max_total_time={seconds}", f"-artifact_prefix={folder}/{target}-"]
         command = [str(folder / target), *limits, *time, "-verbosity=0", str(corpus)]
         status = seeded or run(command, seconds + 5 * MINUTE)
