@@ -12,6 +12,8 @@ Example:
 """
 
 import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 if not _sys.platform.startswith("linux"):
     raise ImportError(
@@ -59,6 +61,9 @@ from .subprocess_iterator import (
 from .threads import ThreadPool
 from .worker_info import WorkerInfo, worker_info
 
+if _TYPE_CHECKING:
+    from . import vision
+
 __all__ = [
     "SKIP",
     "CopyProfile",
@@ -101,5 +106,14 @@ __all__ = [
     "recommend",
     "rng",
     "unlink_shared",
+    "vision",
     "worker_info",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    if name == "vision":  # what not every program needs is imported when it is asked for
+        import importlib
+
+        return importlib.import_module(".vision", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
