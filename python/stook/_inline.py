@@ -6,7 +6,7 @@ know which of the two it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ._deliveries import CLOSED, Counts, Deliveries
@@ -89,11 +89,12 @@ class InlineIterator(LoaderIterator):
     def __next__(self) -> Any:
         with self._lock:
             while True:
-                if self._work is None:
+                work = self._work  # close() waits for nobody
+                if work is None:
                     if self._closed:
                         raise StookError(CLOSED)
                     raise StopIteration
-                jobs, run = self._work
+                jobs, run = work
                 try:
                     self._deliveries.begin()
                 except TooManyErrors:
@@ -134,10 +135,11 @@ class InlineIterator(LoaderIterator):
         self._job = None
 
     def close(self) -> None:
-        with self._lock:
-            if self._work is not None:
-                self._work = None
-                self._closed = True
+        # Without the lock, which who makes an element holds; that is still delivered. Before the
+        # work goes, so that nobody takes it for the end.
+        if self._work is not None:
+            self._closed = True
+            self._work = None
 
     def delivered(self) -> tuple[int, list[int]]:
         return ordinals(self._skip, self._delivered, ())
@@ -152,16 +154,19 @@ class InlineIterator(LoaderIterator):
     def _has_ended(self) -> bool:
         return self._work is None and not self._closed
 
-    def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
+    def _at_standstill(self, call: Callable[[], None]) -> None:
         with self._lock:
-            if self._closed:
-                raise StookError(CLOSED)
-            self._work = jobs, self._run
-            self._filled = jobs if isinstance(jobs, FilledPlan) else None
-            self._skip = skip
-            self._job = None
-            self._delivered = 0
-            self._deliveries.restart()
+            call()
+
+    def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
+        if self._closed:
+            raise StookError(CLOSED)
+        self._work = jobs, self._run
+        self._filled = jobs if isinstance(jobs, FilledPlan) else None
+        self._skip = skip
+        self._job = None
+        self._delivered = 0
+        self._deliveries.restart()
 
     def stats(self) -> LoaderStats:
         return self._deliveries.stats()

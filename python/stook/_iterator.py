@@ -150,9 +150,9 @@ class LoaderIterator(StaysHere):
         """
         self._go_to(self._loader._place_of(self._pass.dealing, state, reshard))
 
-    def _go_to(self, place: Place) -> None:
+    def _go_to(self, place: Place, *, by_loader: bool = False) -> None:
         """Goes on at a place that was checked."""
-        self._loader._continue(self, place)
+        self._loader._continue(self, place, by_loader)
 
     def prefetch_to(self, function: Callable[[Any], Any], depth: int = 2) -> LoaderIterator:
         """Goes on with the elements as `function` returns them, made ahead in a thread.
@@ -230,8 +230,18 @@ class LoaderIterator(StaysHere):
         """True if it was closed before its end."""
         raise NotImplementedError
 
+    def _at_standstill(self, call: Callable[[], None]) -> None:
+        """Calls it when nobody is in `next()`; not under the loader's lock.
+
+        Who is in `next()` runs user code, which may ask the loader for something and is waited for.
+        """
+        call()
+
     def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
-        """Drops what is under way, and goes on with other jobs; `skip`: see `_jobs.Jobs`."""
+        """Drops what is under way, and goes on with other jobs; `skip`: see `_jobs.Jobs`.
+
+        Called at a standstill, under the loader's lock.
+        """
         raise NotImplementedError
 
     # When the interpreter exits, modules have lost their names, those that are used here included.

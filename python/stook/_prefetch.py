@@ -143,6 +143,7 @@ class PrefetchIterator(LoaderIterator):
                 found = self._take()
                 if found is not None:
                     return found
+                work.changed.notify_all()  # Ctrl-C may have come before that was done
                 work.changed.wait(LONGEST_SLEEP)
 
     def _look(self) -> Any:
@@ -219,22 +220,33 @@ class PrefetchIterator(LoaderIterator):
     def _waiters(self) -> Waiters:
         return self._work.waiters
 
-    def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
+    def _at_standstill(self, call: Callable[[], None]) -> None:
         self._check_process()
         work = self._work
         if work.thread is threading.current_thread():
             raise StookError("set_state() was called by the function that prefetch_to() runs")
-        with work.changed:
-            work.pauses += 1
-            try:
-                while not work.is_parked:
+        paused = False
+        try:
+            with work.changed:
+                work.pauses += 1
+                paused = True
+                while not work.is_parked and not work.over:
                     work.changed.wait(LONGEST_SLEEP)
-                if work.over:
-                    raise StookError(CLOSED)
-                inner = work.inner
-                inner._restart(jobs, skip)
-                work.ready.clear()
-                self._where = _where(inner)
-            finally:
-                work.pauses -= 1
-                work.changed.notify_all()
+            if work.over:  # close() does not wait for who is in user code, nor does this
+                raise StookError(CLOSED)
+            work.inner._at_standstill(call)
+        finally:
+            if paused:
+                work.pauses -= 1  # before anything that Ctrl-C could come in
+                with work.changed:
+                    work.changed.notify_all()
+
+    def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
+        work = self._work
+        with work.changed:
+            if work.over:
+                raise StookError(CLOSED)
+            inner = work.inner
+            inner._restart(jobs, skip)
+            work.ready.clear()
+            self._where = _where(inner)

@@ -22,7 +22,6 @@ def not_profiled() -> StookError:
 class Profiled:
     """What a loader has for it."""
 
-    _lock: Any
     _options: Any
     _pool: Any
 
@@ -52,8 +51,8 @@ class Profiled:
         """
         if not self._options.enable_profiling:
             raise not_profiled()
-        with self._lock:
-            if self._pool is None:
-                return LoaderProfile("inline", 0, 0.0, 0)
-            profile: LoaderProfile = self._pool.profile(trace)
-            return profile
+        pool = self._pool
+        if pool is None:
+            return LoaderProfile("inline", 0, 0.0, 0)
+        profile: LoaderProfile = pool.profile(trace)
+        return profile

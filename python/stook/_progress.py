@@ -135,8 +135,8 @@ class ProgressIterator(ThroughIterator):
         self._inner.set_state(state, reshard=reshard)
         self._begin_again()
 
-    def _go_to(self, place: Place) -> None:
-        self._inner._go_to(place)
+    def _go_to(self, place: Place, *, by_loader: bool = False) -> None:
+        self._inner._go_to(place, by_loader=by_loader)
         self._begin_again()
 
     def _begin_again(self) -> None:

@@ -8,7 +8,7 @@ full window is the only thing that is waited for.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -388,33 +388,36 @@ class ThreadIterator(LoaderIterator):
     def _has_ended(self) -> bool:
         return self._shared.over and not self._closed
 
-    def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
+    def _at_standstill(self, call: Callable[[], None]) -> None:
         with self._lock:
-            if not self._crew.is_of_this_process:
-                raise StookError(_FORKED)
-            if self._busy:
-                raise StookError(
-                    "set_state() was called by a signal handler, or by the source, while this"
-                    " thread waits in next() of the same iterator"
-                )
-            before = self._shared
-            with before.changed:
-                if self._closed:
-                    raise StookError(CLOSED)
-                before.over = True  # elements of it that are still made are dropped
-                before.done.clear()
-                self._jobs_out.clear()
-                self._void.clear()
-                self._shared = Shared(before.task, before.waiters)
-                self._jobs = jobs
-                self._filled = jobs if isinstance(jobs, FilledPlan) else None
-                self._source_error = None
-                self._over = False
-                self._dealt = 0
-                self._gone = 0, frozenset()
-                self._skip = skip
-                self._deliveries.restart()
-                before.waiters.tell()  # who waits deals the new jobs
+            call()
+
+    def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
+        if not self._crew.is_of_this_process:
+            raise StookError(_FORKED)
+        if self._busy:
+            raise StookError(
+                "set_state() was called by a signal handler, or by the source, while this"
+                " thread waits in next() of the same iterator"
+            )
+        before = self._shared
+        with before.changed:
+            if self._closed:
+                raise StookError(CLOSED)
+            before.over = True  # elements of it that are still made are dropped
+            before.done.clear()
+            self._jobs_out.clear()
+            self._void.clear()
+            self._shared = Shared(before.task, before.waiters)
+            self._jobs = jobs
+            self._filled = jobs if isinstance(jobs, FilledPlan) else None
+            self._source_error = None
+            self._over = False
+            self._dealt = 0
+            self._gone = 0, frozenset()
+            self._skip = skip
+            self._deliveries.restart()
+            before.waiters.tell()  # who waits deals the new jobs
 
     def stats(self) -> LoaderStats:
         return self._deliveries.stats()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ._async_iteration import Waiters
@@ -54,6 +54,9 @@ class ThroughIterator(LoaderIterator):
 
     def _is_closed(self) -> bool:
         return self._inner._is_closed()
+
+    def _at_standstill(self, call: Callable[[], None]) -> None:
+        self._inner._at_standstill(call)
 
     def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
         self._inner._restart(jobs, skip)

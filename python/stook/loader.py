@@ -335,18 +335,23 @@ class DataLoader(Profiled, StaysHere):
           >>> list(loader)
           [['c', 'd'], ['e', 'f']]
         """
-        with self._lock:
-            self._check_open("set_state()")
-            dealing = self._dealing
-            place = self._place_of(dealing, state, reshard)
-            iterator = self._iterator() if self._iterator is not None else None
-            is_of_it = self._pass is not None and self._pass.dealing is dealing
-            if iterator is None or not is_of_it or iterator._is_closed():
-                self._next_place = place
+        while True:
+            with self._lock:
+                self._check_open("set_state()")
+                under_way, dealing = self._pass, self._dealing
+                place = self._place_of(dealing, state, reshard)
+                iterator = self._iterator() if self._iterator is not None else None
+                is_of_it = under_way is not None and under_way.dealing is dealing
+                if iterator is None or not is_of_it or iterator._is_closed():
+                    self._next_place = place
+                    return
+            try:
+                iterator._go_to(place, by_loader=True)
                 return
-            iterator._go_to(place)
-            self._pass.by_loader = True  # type: ignore[union-attr]  # a new one
-            self._next_place = None
+            except StookError:
+                if self._pass is under_way and not iterator._is_closed():
+                    raise
+            # Another thread has ended that pass meanwhile.
 
     def _place_of(self, dealing: Dealing, state: Any, reshard: bool) -> Place:
         check_bool("set_state", "reshard", reshard)
@@ -354,16 +359,23 @@ class DataLoader(Profiled, StaysHere):
         dealing.check(place, _OWNER)
         return place
 
-    def _continue(self, iterator: LoaderIterator, place: Place) -> None:
+    def _continue(self, iterator: LoaderIterator, place: Place, by_loader: bool) -> None:
         """Lets an iterator of this loader go on at a place."""
-        with self._lock:
-            self._check_open("set_state()")
-            before = iterator._pass
-            if self._pass is not before:  # also one that had come to its end
-                raise StookError(CLOSED)
-            jobs = before.dealing.begin(place, self._num_epochs)
-            iterator._restart(jobs.deal(), jobs.skip)
-            self._pass = iterator._pass = Pass(before.dealing, jobs, iterator, by_loader=False)
+
+        def go_on() -> None:
+            with self._lock:
+                self._check_open("set_state()")
+                before = iterator._pass
+                if self._pass is not before:  # also one that had come to its end
+                    raise StookError(CLOSED)
+                jobs = before.dealing.begin(place, self._num_epochs)
+                iterator._restart(jobs.deal(), jobs.skip)
+                self._pass = iterator._pass = Pass(before.dealing, jobs, iterator, by_loader)
+                if by_loader:
+                    self._next_place = None
+
+        # The lock comes second: user code that is waited for may ask this loader for something.
+        iterator._at_standstill(go_on)
 
     def _known_length(self) -> int | None:
         """Elements of one pass, or `None` where that is unknown or without end."""
@@ -392,11 +404,11 @@ class DataLoader(Profiled, StaysHere):
 
     def stats(self) -> LoaderStats:
         """Counts over all passes so far; also after `close()`."""
-        with self._lock:
-            if self._pool is None:
-                return LoaderStats()
-            stats: LoaderStats = self._pool.stats()
-            return dataclasses.replace(stats, elements=stats.elements - self._kept_back)
+        pool = self._pool  # set once, and asked without the lock, as states are
+        if pool is None:
+            return LoaderStats()
+        stats: LoaderStats = pool.stats()
+        return dataclasses.replace(stats, elements=stats.elements - self._kept_back)
 
     def close(self) -> None:
         """Ends the pass under way and the worker processes, at once, also one stuck in user code.
