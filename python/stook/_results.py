@@ -186,11 +186,11 @@ class IMapIterator:
         # wait for other results of the same pool, whose threads must not wait for this lock then.
         self._lock = threading.RLock()
         # Chunks that came, by their number, and the numbers as they came (written by who brings);
-        # what is left of the chunk under way; how many chunks were taken.
+        # what is left of the chunk under way; how many chunks were taken (read by who brings).
         self._chunks: dict[int, Sequence[tuple[bool, Any]]] = {}
         self._arrived: deque[int] = deque()
         self._items: deque[tuple[bool, Any]] = deque()
-        self._taken = 0
+        self.taken = 0
         # How many chunks there are, once that is known; why there will be no more.
         self._length: int | None = None
         self._failure: BaseException | None = None
@@ -214,7 +214,7 @@ class IMapIterator:
             with self._lock:
                 came = not self._items and not self._is_over and self._next_chunk()
                 outcome = self._items.popleft() if self._items else None
-                over = outcome is None and (self._is_over or self._taken == self._length)
+                over = outcome is None and (self._is_over or self.taken == self._length)
                 failure = self._failure
                 if outcome is None and not over and failure is not None:
                     outcome = False, failure
@@ -227,6 +227,8 @@ class IMapIterator:
             if over or pool is None:
                 self._pool = self._on_taken = None
                 raise StopIteration
+            if self._on_taken is not None:
+                self._on_taken()  # if Ctrl-C has kept it from being told
             if not pool.wait(
                 self._is_next_there, None if end is None else max(0.0, end - time.monotonic())
             ):
@@ -244,10 +246,10 @@ class IMapIterator:
     def _is_next_there(self) -> bool:
         return (
             bool(self._items)
-            or self._taken == self._length
+            or self.taken == self._length
             or self._failure is not None
             or self._is_over
-            or (self._taken in self._chunks if self._ordered else bool(self._arrived))
+            or (self.taken in self._chunks if self._ordered else bool(self._arrived))
         )
 
     def _next_chunk(self) -> bool:
@@ -255,7 +257,7 @@ class IMapIterator:
         # Without calls: in one, a signal handler may come here, too, or raise.
         chunks, arrived, items = self._chunks, self._arrived, self._items
         if self._ordered:
-            number = self._taken
+            number = self.taken
             if number not in chunks:
                 return False
         else:
@@ -265,7 +267,7 @@ class IMapIterator:
             del arrived[0]
         items += chunks[number]
         del chunks[number]
-        self._taken += 1
+        self.taken += 1
         return True
 
     def _put(self, number: int, outcomes: Sequence[tuple[bool, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -24,7 +25,9 @@ _CHUNKS_AHEAD = 4
 class Core:
     """What the threads of a pool work on; the pool itself is only in front of it.
 
-    `changed` guards all that is written below, and is notified whenever a call has ended.
+    `lock` guards all that is written below. Ctrl-C may raise in the main thread wherever it is,
+    also while it has the lock; what belongs together is written without calls in between, where
+    Python runs no signal handler.
     """
 
     def __init__(
@@ -32,12 +35,16 @@ class Core:
     ) -> None:
         self.pid = os.getpid()
         # Both reentrant: a finalizer may drop a pool, or use one, in the middle of anything.
-        self.changed = threading.Condition(threading.RLock())
+        self.lock = threading.RLock()
         self.callbacks = threading.RLock()
+        # Notified whenever a call has ended. Never entered, which is Python code that Ctrl-C may
+        # end with the lock held: the lock is.
+        self.changed = threading.Condition(self.lock)
         self.state = RUN
         self.calls = 0  # submitted and not ended
         # Results that are to come, by their id; what draws from iterables; what takes from it.
         self.results: dict[int, AsyncResult] = {}
+        self._given_up: list[AsyncResult] = []  # by terminate()
         self.feeds: set[Feed] = set()
         self.iterators: weakref.WeakSet[IMapIterator] = weakref.WeakSet()
         self.crew = Crew(count, "stook-pool", initializer, initargs)
@@ -55,16 +62,27 @@ class Core:
             )
 
     def submit(
-        self, call: Callable[[BaseException | None], None], result: AsyncResult | None
+        self,
+        call: Callable[[BaseException | None], None],
+        result: AsyncResult | None,
+        feed: Feed | None = None,
     ) -> None:
         """Queues `call(refused)`; of a terminated pool nothing is run."""
-        with self.changed:
+        job = partial(self._run, call)
+        results = {} if result is None else {id(result): result}
+        feeds = set() if feed is None else {feed}
+        put = self.crew.jobs.put
+        with self.lock:
             if self.state == TERMINATE:
                 return
+            # No call from here to put(): who waits for the calls must not wait for one that Ctrl-C
+            # has kept from being queued.
             self.calls += 1
-            if result is not None:
-                self.results[id(result)] = result
-            self.crew.jobs.put(partial(self._run, call))
+            self.results |= results
+            self.feeds |= feeds
+            if feed is not None:
+                feed.is_parked = False
+            put(job)
 
     def _run(
         self, call: Callable[[BaseException | None], None], refused: BaseException | None
@@ -78,7 +96,7 @@ class Core:
             call(refused)
         finally:
             end_if_forked(self.pid, None)
-            with self.changed:
+            with self.lock:
                 self.calls -= 1
                 self._end_if_done()
                 self.changed.notify_all()
@@ -95,15 +113,14 @@ class Core:
             result._set(success, value)
 
     def start(self, feed: Feed, iterator: IMapIterator) -> None:
-        with self.changed:
+        with self.lock:
             self.check_running()
-            self.feeds.add(feed)
             self.iterators.add(iterator)
-            self.submit(feed.step, None)
+            self.submit(feed.step, None, feed)
 
     def close(self) -> None:
         self.check_process()
-        with self.changed:
+        with self.lock:
             if self.state == RUN:
                 self.state = CLOSE
                 self._end_if_done()
@@ -113,22 +130,28 @@ class Core:
             self.crew.end()
 
     def terminate(self) -> None:
+        """May be called again if Ctrl-C ended it."""
         if os.getpid() != self.pid:
             return
-        with self.changed:
-            if self.state == TERMINATE:
-                return
+        with self.lock:
             self.state = TERMINATE
             self.crew.end()
             self.feeds.clear()
-        for result in list(self.results.values()):
+        results, given_up = self.results, self._given_up
+        for number in list(results):
+            with contextlib.suppress(KeyError):  # settled meanwhile
+                result = results[number]
+                del results[number]
+                given_up += (result,)
+        for result in given_up:
             # Without the callbacks' lock, which a callback that is stuck would hold.
-            if self.results.pop(id(result), None) is not None:
+            if not result._ready:
                 result._set(False, _terminated())
         for iterator in list(self.iterators):
             iterator._abort(_terminated())
-        with self.changed:
+        with self.lock:
             self.changed.notify_all()
+        given_up.clear()
 
     def join(self) -> None:
         self.check_process()
@@ -137,10 +160,12 @@ class Core:
         if self.crew.has(threading.current_thread()):
             raise RuntimeError("a thread of a pool cannot join its own pool")
         if self.state == CLOSE:
-            with self.changed:
+            with self.lock:
                 for feed in list(self.feeds):
                     feed.draw_all()
             self.wait(lambda: self.state == TERMINATE or (self.calls == 0 and not self.feeds))
+            with self.lock:
+                self._end_if_done()  # again, if Ctrl-C ended close()
         self.crew.join(GRACE_SECONDS if self.state == TERMINATE else None)
 
     def wait(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
@@ -148,7 +173,7 @@ class Core:
             return True
         self.check_process()
         end = None if timeout is None else time.monotonic() + timeout
-        with self.changed:
+        with self.lock:
             while not done():
                 left = LONGEST_SLEEP if end is None else end - time.monotonic()
                 if left <= 0:
@@ -232,14 +257,14 @@ class Feed:
         self._window: int | None = _CHUNKS_AHEAD * threads  # None: all that there is
         self._drawn = 0
         self._taken = 0
-        self._parked = False
+        self.is_parked = False
 
     def step(self, refused: BaseException | None) -> None:
         """In a thread: draws a chunk and runs it."""
         number = self._drawn
         items, error = self._draw()
         end_if_forked(self._core.pid, error)
-        with self._core.changed:
+        with self._core.lock:
             if items or error is not None:
                 self._drawn += 1
             last = self._source is None
@@ -293,9 +318,9 @@ class Feed:
         if self.target() is None and self._taken > 0:
             self._finish()  # begun and dropped: nobody will see the rest
         elif self._window is None or self._drawn - self._taken < self._window:
-            self._core.submit(self.step, None)
+            self._core.submit(self.step, None, self)
         else:
-            self._parked = True
+            self.is_parked = True
 
     def _finish(self) -> None:
         self._core.feeds.discard(self)
@@ -303,19 +328,20 @@ class Feed:
 
     def taken(self) -> None:
         """The consumer has come to another chunk."""
-        with self._core.changed:
-            self._taken += 1
+        with self._core.lock:
+            target = self.target()
+            if target is not None:
+                self._taken = target.taken  # counted there, lest Ctrl-C keep one from here
             self._unpark()
 
     def draw_all(self) -> None:
         """Draws the rest without a bound: somebody waits for the pool to be done."""
-        with self._core.changed:
+        with self._core.lock:
             self._window = None
             self._unpark()
 
     def _unpark(self) -> None:
-        if self._parked:
-            self._parked = False
+        if self.is_parked:
             self._go_on()
 
 

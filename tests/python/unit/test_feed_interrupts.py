@@ -6,15 +6,14 @@ Some use the pool; others raise, as Ctrl-C does.
 from __future__ import annotations
 
 import contextlib
-import dis
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import CodeType, FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from interrupts import Ctrl, RaisesOnce, every_place, interrupted
 
 import stook._imap
 import stook._map
@@ -23,31 +22,7 @@ from stook._imap import IMapFeed
 from stook._map import MapFeed, Result
 from stook._streams import Feed, Job
 
-
-@contextlib.contextmanager
-def interrupted(code: CodeType, handler: Callable[[], None]) -> Iterator[list[str]]:
-    """Runs `handler` in `code` wherever Python may: after each call and at each jump back."""
-    places: list[str] = []
-    before: dict[int, str] = {}
-
-    def trace(frame: FrameType, event: str, argument: object) -> Any:
-        if frame.f_code is not code:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            last = before.get(id(frame), "")
-            before[id(frame)] = dis.opname[code.co_code[frame.f_lasti]]
-            if last.startswith("CALL") or "BACKWARD" in last or last == "JUMP_ABSOLUTE":
-                places.append(last)
-                handler()
-        return trace
-
-    previous = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield places
-    finally:
-        sys.settrace(previous)
+FILES = {module.__file__ for module in (stook._streams, stook._imap, stook._map)}
 
 
 class Sent:
@@ -84,47 +59,6 @@ class Sent:
             self.deliver(self.delivered - 1)
 
     delivered = 0
-
-
-class Ctrl(BaseException):
-    """What the signal handler raises."""
-
-
-FILES = {module.__file__ for module in (stook._streams, stook._imap, stook._map)}
-
-
-class RaisesOnce:
-    """In a `with`: raises at the n-th place in FILES where a handler may, if there are so many.
-
-    Those are after each call, at the beginning of a function and at a jump back.
-    """
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-        self._before: dict[int, str] = {}
-
-    def __enter__(self) -> None:
-        self._previous = sys.gettrace()
-        sys.settrace(self._trace)
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(self._previous)
-
-    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        code = frame.f_code
-        if code.co_filename not in FILES:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "call":
-            self._before[id(frame)] = "RESUME"
-        elif event == "opcode":
-            last = self._before[id(frame)]
-            self._before[id(frame)] = dis.opname[code.co_code[frame.f_lasti]]
-            if last.startswith("CALL") or "BACKWARD" in last or last in ("RESUME", "JUMP_ABSOLUTE"):
-                self.left -= 1
-                if self.left == 0:
-                    raise Ctrl
-        return self._trace
 
 
 def feed_of(sent: Any, items: range, chunksize: int = 1) -> IMapFeed:
@@ -175,18 +109,6 @@ def test_a_handler_delivers_what_was_being_waited_for() -> None:
     assert feed.is_over()
 
 
-def every_place(run: Callable[[RaisesOnce], None]) -> None:
-    """Calls `run` with the first place, the second, ... until all were tried."""
-    number = 0
-    while True:
-        number += 1
-        once = RaisesOnce(number)
-        run(once)
-        if once.left > 0:
-            assert number > 100
-            return
-
-
 def check_sent(sent: Sent, count: int) -> None:
     assert [item for _, items in sent.jobs for item in items] == list(range(count))
 
@@ -213,7 +135,7 @@ def test_an_imap_that_is_interrupted_anywhere_loses_and_repeats_nothing(
         assert feed.is_over()
         check_sent(sent, items)
 
-    every_place(run)
+    every_place(FILES, run)
 
 
 def test_a_map_that_is_interrupted_anywhere_loses_and_repeats_nothing() -> None:
@@ -232,7 +154,7 @@ def test_a_map_that_is_interrupted_anywhere_loses_and_repeats_nothing() -> None:
         assert result.get() == [10 * item for item in range(20)]
         check_sent(sent, 20)
 
-    every_place(run)
+    every_place(FILES, run)
 
 
 def test_items_of_a_thread_that_draws_are_neither_lost_nor_repeated() -> None:
@@ -259,7 +181,7 @@ def test_items_of_a_thread_that_draws_are_neither_lost_nor_repeated() -> None:
         assert feed.is_over()
         check_sent(sent, 11)
 
-    every_place(run)
+    every_place(FILES, run)
 
 
 def test_the_rest_of_a_job_whose_worker_died_is_sent_once() -> None:
@@ -280,14 +202,7 @@ def test_the_rest_of_a_job_whose_worker_died_is_sent_once() -> None:
         assert feed.is_over()
         check_sent(sent, 9)
 
-    number = 0
-    while True:
-        number += 1
-        once = RaisesOnce(number)
-        run(once)
-        if once.left > 0:
-            assert number > 10
-            return
+    every_place(FILES, run)
 
 
 @pytest.mark.parametrize("place", [Feed.send_more, Feed._draw_job, Feed._send_made])
