@@ -187,6 +187,16 @@ class TaskPool(StaysHere):
             self._wake_thread()
         return number
 
+    def submission(
+        self,
+        function: Function,
+        args: tuple[Any, ...],
+        *,
+        sink: Callable[[bool, Any], None],
+    ) -> Callable[[], int]:
+        """As `submission_of_items`, of a call that somebody waits for."""
+        return functools.partial(self._queue.submit, function, (args, None), sink, _CALL, False)
+
     def submit_items(
         self,
         function: Function,

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from ._elsewhere import StaysHere
 from ._locks import renew_lock_in_child
 from ._task_pool import Death, Function, TaskPool, method_of
-from .errors import StookError, WorkerDied
+from .errors import PoolBroken, StookError, WorkerDied
 from .options import MultiprocessingOptions, check_bool, check_int
 
 __all__ = ["SubprocessIterable", "SubprocessIterator", "iterate_in_subprocess"]
@@ -298,6 +298,7 @@ class SubprocessIterator(StaysHere, Generic[T]):
         self._process: _Process | None = process
         self._iterable: SubprocessIterable[T] | None = iterable  # which would end the process
         self._timeout = timeout
+        self._buffer_size = buffer_size
         self._iteration = process.number()
         self._elements: deque[_Element] = deque()
         renew_lock_in_child(self)
@@ -317,12 +318,20 @@ class SubprocessIterator(StaysHere, Generic[T]):
                     "this iterator belongs to the process that made it, and this is a forked child"
                     " of it; iterate anew here"
                 )
-            element = self._elements[0]
+            elements = self._elements
+            while len(elements) < self._buffer_size:  # what Ctrl-C has kept from being asked for
+                self._ask(process, _NEXT)
+            element = elements[0]
             if not element.is_done():
                 self._wait(process, element)
-            self._elements.popleft()
-            if element.ok:
+            if element.ok and len(elements) == self._buffer_size:
                 self._ask(process, _NEXT)
+            # No call between the look and the taking: a signal handler that takes from this, too,
+            # does so before both or after both.
+            if self._elements is not elements or not elements or elements[0] is not element:
+                return self.__next__()
+            del elements[0]
+            if element.ok:
                 value: T = element.value
                 element.value = None
                 return value
@@ -347,13 +356,15 @@ class SubprocessIterator(StaysHere, Generic[T]):
     def _ask(self, process: _Process, step: int) -> None:
         """Has one more element made ahead."""
         element = _Element()
-        if process.pool.is_closed:
+        new = (element,)
+        elements = self._elements
+        submit = process.pool.submission(process.function, (self._iteration, step), sink=element)
+        try:
+            # No call in between, so that Ctrl-C leaves both or none: what is waited for is made.
+            elements += new
+            element.number = submit()
+        except PoolBroken:
             element(False, process.error or StookError(_ENDED))
-        else:
-            element.number = process.pool.submit(
-                process.function, (self._iteration, step), sink=element, background=False
-            )
-        self._elements.append(element)
 
     def _wait(self, process: _Process, element: _Element) -> None:
         pool = process.pool

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 
 import stook
+import stook.subprocess_iterator
+from interrupts import Ctrl, RaisesOnce, every_place
 from stook import iterate_in_subprocess
 
 
@@ -347,3 +351,82 @@ def test_in_a_forked_child() -> None:
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert list(elements) == list(range(1, 10))
+
+
+# ---- signal handlers -----------------------------------------------------------------------------
+
+
+def test_a_handler_takes_from_the_iterator_that_it_interrupts(tmp_path: Path) -> None:
+    gate = str(tmp_path / "gate")
+    os.mkfifo(gate)
+
+    def generate() -> Iterator[int]:
+        with open(gate, "rb") as file:  # until the handler has run
+            file.read()
+        yield from range(10)
+
+    taken: list[int] = []
+
+    def handle(*_: object) -> None:
+        open(gate, "wb").close()
+        taken.append(next(iterator))
+        taken.append(next(iterator))
+
+    def interrupt() -> None:
+        while not process.pool._queue.is_pumped:  # it waits
+            os.sched_yield()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with iterate_in_subprocess(generate) as iterable:
+            iterator = iter(iterable)
+            process: Any = iterator._process
+            thread = threading.Thread(target=interrupt)
+            thread.start()
+            rest = list(iterator)
+            thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert taken == [0, 1] and rest == list(range(2, 10))
+
+
+class Uneven(Iterator[int]):
+    """0 to 11, of which the odd ones are raised."""
+
+    def __init__(self) -> None:
+        self.numbers = iter(range(12))
+
+    def __next__(self) -> int:
+        number = next(self.numbers)
+        if number % 2:
+            raise ValueError(number)
+        return number
+
+
+def test_an_iterator_that_is_interrupted_anywhere_goes_on() -> None:
+    with iterate_in_subprocess(Uneven) as iterable:
+
+        def run(once: RaisesOnce) -> None:
+            iterator = iter(iterable)
+            taken: list[int] = []
+
+            def take() -> None:
+                try:
+                    taken.append(next(iterator))
+                except ValueError as error:
+                    taken.append(error.args[0])
+
+            number = once.left
+            for _ in range(5):  # more often than elements are made ahead
+                once.left = number
+                with contextlib.suppress(Ctrl), once:
+                    take()
+                    take()
+            with contextlib.suppress(StopIteration):
+                while True:
+                    take()
+            # What was about to be returned is lost with its return, and nothing else.
+            assert len(taken) >= 12 - 5 and taken == sorted(set(taken)), once.place
+
+        every_place({stook.subprocess_iterator.__file__}, run)

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from interrupts import Ctrl, RaisesOnce, every_place, interrupted
 
 import stook._imap
 import stook._map
 import stook._streams
+from interrupts import Ctrl, RaisesOnce, every_place, interrupted
 from stook._imap import IMapFeed
 from stook._map import MapFeed, Result
 from stook._streams import Feed, Job

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from interrupts import Ctrl, RaisesOnce, every_place
 
 import stook
 import stook._pool_methods
@@ -16,6 +15,7 @@ import stook._results
 import stook._threads_calls
 import stook._threads_crew
 import stook.threads
+from interrupts import Ctrl, RaisesOnce, every_place
 
 DEADLINE = 60
 
