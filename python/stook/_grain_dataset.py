@@ -5,7 +5,6 @@ Importing this imports Grain. Where it is missing the classes are of no use: `gr
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import importlib
 import pickle
@@ -22,6 +21,8 @@ from .options import MultiprocessingOptions
 from .stats import LoaderStats
 
 __all__ = ["WorkersIterDataset", "WorkersIterator"]
+
+_NONE = object()  # in place of a result
 
 _IterDataset: Any = object
 _DatasetIterator: Any = object
@@ -81,77 +82,72 @@ class _Jobs:
         starts: list[bytes | None],
         ended: list[bool],
     ) -> None:
-        self.ended = ended
-        self.dealt: collections.deque[int] = collections.deque()
+        self.first = first
+        self._ended = ended
         self._generation = generation
         self._cursor = cursor
         self._starts = starts
-        self._first = first
         self._number = first
-
-    def count_taken(self) -> int:
-        """Jobs of this generation whose results were taken."""
-        return self._number - self._first - len(self.dealt)
-
-    def next_to_take(self) -> int:
-        """The number of the job whose result comes next."""
-        return self._number - len(self.dealt)
 
     def __iter__(self) -> _Jobs:
         return self
 
     def __next__(self) -> tuple[int, int, bytes | None, int]:
-        count = len(self.ended)
+        count = len(self._ended)
+        worker = self._cursor
         for _ in range(count):
-            worker = self._cursor
-            self._cursor = (worker + 1) % count
-            if not self.ended[worker]:
+            if not self._ended[worker]:
                 break
+            worker = (worker + 1) % count
         else:
             raise StopIteration
-        start, self._starts[worker] = self._starts[worker], None
-        number = self._number
-        self._number = number + 1
-        self.dealt.append(worker)
-        return self._generation, number, start, worker
+        # Nothing is called from here on, so that Ctrl-C leaves a job dealt or not dealt.
+        job = self._generation, self._number, self._starts[worker], worker
+        self._starts[worker] = None
+        self._cursor = (worker + 1) % count
+        self._number += 1
+        return job
 
 
 class _First(threading.Thread):
     """Takes the first result, so that jobs are dealt before anybody asks for an element.
 
-    It ends when there is one, or when the iterator over the results is closed.
+    It ends when there is one, or when the iterator over the results is closed. Ctrl-C may come
+    while it is started, so that nobody knows whether it runs: whoever asks first takes the result.
     """
 
     def __init__(self, elements: ProcessIterator) -> None:
         super().__init__(name="stook-grain-first", daemon=True)
+        self.result: Any = None
+        self.error: BaseException | None = None
         self._elements: ProcessIterator | None = elements
-        self._result: Any = None
-        self._error: BaseException | None = None
-        self.start()
+        self._taker: dict[str, str] = {}  # written once: setdefault() is one step
+
+    def is_taken_by(self, name: str) -> bool:
+        """Whether it is `name` who takes the result: the first who asked."""
+        return self._taker.setdefault("", name) == name
 
     def run(self) -> None:
         elements, self._elements = self._elements, None
         assert elements is not None
+        if not self.is_taken_by("thread"):
+            return
         try:
-            self._result = next(elements)
+            self.result = next(elements)
         except BaseException as error:
-            self._error = error
-
-    def take(self) -> Any:
-        """To be called once, after `join()`; raises what was raised."""
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-        result, self._result = self._result, None
-        return result
+            self.error = error
 
 
 class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
     """One pass. States are those of Grain's own `mp_prefetch`.
 
-    Each element brings the state of its worker's slice behind it, so that elements made ahead are
-    not lost when a state is taken, nor when a worker dies: then all slices go back to what was
-    delivered.
+    Each element brings its worker and the state of that one's slice behind it, so that elements
+    made ahead are not lost when a state is taken, nor when a worker dies: then all slices go back
+    to what was delivered.
+
+    Ctrl-C costs no element. CPython looks for signals where a function begins, after calls and
+    where loops go back. So a result is kept as soon as it is there, by a `for`, and what changes
+    with its delivery changes in assignments without a call among them.
     """
 
     # Also of one whose __init__ was not reached: __del__ closes it.
@@ -185,69 +181,105 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
         self._generation = -1
         self._deaths = 0  # over the element that comes next
         self._jobs: _Jobs = _Jobs(0, 0, 0, [], [])
+        self._number = 0  # of the job whose result comes next
+        self._result: Any = _NONE  # one that was taken, and is not delivered
+        self._is_unsettled = False  # an error came in the place of a result, or of none
         self._finalizer: Callable[[], Any] = lambda: None
 
     # ---- elements --------------------------------------------------------------------------------
 
     def __next__(self) -> Any:
-        elements = self._elements
-        if elements is None:
-            elements = self._begin()
         while True:
-            try:
-                if self._first is None:
-                    result = next(elements)
-                else:
-                    self._first.join()
-                    first, self._first = self._first, None
-                    result = first.take()
-            except StopIteration:
-                raise
-            except (WorkerDied, ElementTimeout) as error:
-                elements = self._survive(error)
-                continue
-            except BaseException:
-                if self._first is None:  # else this was Ctrl-C, and the result is still to be had
-                    self._step_over(elements)
-                raise
-            worker = self._jobs.dealt.popleft()
+            self._take_result()
+            result = self._result
             if type(result) is tuple:
-                element, self._states[worker] = result
-                self._pass_on(worker)
+                element, state, worker = result
+                self._states[worker] = state
+                self._cursor = 0 if worker + 1 == self._count else worker + 1
+                self._number += 1
+                self._deaths = 0
+                self._result = _NONE
                 return element
             if type(result) is list:
-                payload, state = result
+                payload, state, worker = result
+                error = decode_error(payload)
                 if state is None:
                     self._elements = None  # it begins again when asked again
                 else:
                     self._states[worker] = state
-                    self._pass_on(worker)
-                raise decode_error(payload)
+                    self._cursor = 0 if worker + 1 == self._count else worker + 1
+                    self._number += 1
+                    self._deaths = 0
+                self._result = _NONE
+                raise error
             if result == LOST:
-                elements = self._go_back()
+                self._go_back()
                 continue
+            worker = result
             if not self._ended[worker]:
                 self._ended[worker] = True
-                self._pass_on(worker)
+                self._cursor = 0 if worker + 1 == self._count else worker + 1
+                self._deaths = 0
+            self._number += 1
+            self._result = _NONE
 
-    def _pass_on(self, worker: int) -> None:
-        self._deaths = 0
-        self._cursor = 0 if worker + 1 == self._count else worker + 1
+    def _take_result(self) -> None:
+        """Waits until there is a result to deliver, or raises what came in its place."""
+        while self._result is _NONE:
+            try:
+                if self._first is not None:
+                    self._take_first(self._first)
+                    continue
+                self._settle()
+                elements = self._elements
+                if elements is None:
+                    elements = self._begin()
+                for self._result in elements:
+                    return
+                if False not in self._ended:
+                    raise StopIteration
+                self._elements = None  # Ctrl-C where jobs are dealt: there were no more then
+            except StopIteration:
+                raise
+            except (WorkerDied, ElementTimeout) as error:
+                self._elements = None  # it begins again when asked again
+                self._deaths += 1
+                if self._deaths > self._restarts or not isinstance(error, WorkerDied):
+                    self._deaths = 0
+                    raise
+            except BaseException:
+                self._is_unsettled = True
+                raise
 
-    def _step_over(self, elements: ProcessIterator) -> None:
-        """Puts the count right after an error that came in the place of a result, or of none."""
-        delivered, _ = elements.delivered()
-        while self._jobs.count_taken() < delivered:
-            self._pass_on(self._jobs.dealt.popleft())
+    def _take_first(self, first: _First) -> None:
+        if first.is_taken_by("consumer"):
+            self._first = None
+            return
+        first.join()
+        if first.error is None:
+            self._result = first.result
+        self._first = None
+        if first.error is not None:
+            raise first.error
 
-    def _survive(self, error: BaseException) -> ProcessIterator:
-        """Goes on after the end of a worker; or raises it, and goes on when asked again."""
-        self._deaths += 1
-        if self._deaths <= self._restarts and isinstance(error, WorkerDied):
-            return self._go_back()
-        self._deaths = 0
-        self._elements = None
-        raise error
+    def _settle(self) -> None:
+        """After an error that no result brought: goes on behind the element that it was of, if any.
+
+        The elements come in turn, so it is that of the next worker that has some.
+        """
+        if not self._is_unsettled or self._first is not None or self._result is not _NONE:
+            return
+        delivered = 0 if self._elements is None else self._elements.delivered()[0]
+        if delivered > self._number - self._jobs.first:
+            worker = self._cursor
+            for _ in range(self._count):
+                if not self._ended[worker]:
+                    break
+                worker = (worker + 1) % self._count
+            self._cursor = (worker + 1) % self._count
+            self._number += 1
+            self._deaths = 0
+        self._is_unsettled = False
 
     # ---- where the pass is -----------------------------------------------------------------------
 
@@ -262,13 +294,16 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
         self._generation += 1
         starts: list[bytes | None] = [*self._states]
         # The list is shared: a slice that has ended gets no more jobs.
-        number = self._jobs.next_to_take()
-        self._jobs = _Jobs(self._generation, number, self._cursor, starts, self._ended)
-        self._elements = self._pool.iterate(self._jobs, ordered=True)
-        return self._elements
+        jobs = _Jobs(self._generation, self._number, self._cursor, starts, self._ended)
+        elements = self._pool.iterate(jobs, ordered=True)
+        self._jobs = jobs
+        self._elements = elements
+        self._result = _NONE
+        return elements
 
     def get_state(self) -> dict[str, Any]:
         """As of Grain's `mp_prefetch` with as many workers, and to be set there as well."""
+        self._settle()
         return {
             "next_index_in_cycle": self._cursor,
             "next_index_in_datasets": self._count,
@@ -288,16 +323,20 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
           ValueError: The state is one of another number of workers, or of something else.
         """
         self._assert_not_closed()
-        self._cursor, self._states, self._ended = self._read_state(state)
-        self._restart()
+        self._restart(*self._read_state(state))
 
-    def _restart(self) -> None:
+    def _restart(self, cursor: int, states: list[bytes], ended: list[bool]) -> None:
+        elements = self._elements
+        self._cursor = cursor
+        self._states = states
+        self._ended = ended
         self._deaths = 0
         self._first = None
-        if self._elements is not None:
+        self._result = _NONE
+        self._elements = None
+        if elements is not None:
             # What is under way is given up now, and the next job is dealt when it is asked for.
-            self._elements.close()
-            self._elements = None
+            elements.close()
 
     def _read_state(self, state: Mapping[str, Any]) -> tuple[int, list[bytes], list[bool]]:
         try:
@@ -350,9 +389,7 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
         self._assert_not_closed()
         iterator = iter(self._pipeline)
         import_internals().dataset.set_next_index(iterator, index)
-        self._cursor, self._ended = 0, [False]
-        self._states = [pickle.dumps(iterator.get_state(), protocol=5)]
-        self._restart()
+        self._restart(0, [pickle.dumps(iterator.get_state(), protocol=5)], [False])
 
     def _check_one_worker(self, what: str) -> None:
         if self._count != 1:
@@ -372,7 +409,9 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
             raise ValueError("Attempting to use a closed iterator.")
         if self._elements is None:
             self._start_processes()
-            self._first = _First(self._go_back())
+            first = _First(self._go_back())
+            self._first = first
+            first.start()
 
     def _start_processes(self) -> None:
         if self._pool is not None:
@@ -402,6 +441,7 @@ class WorkersIterator(_DatasetIterator):  # type: ignore[misc]
         """
         self._closed = True
         self._first = None
+        self._result = _NONE
         if self._elements is not None:
             self._elements.close()
             self._elements = None

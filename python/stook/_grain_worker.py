@@ -19,12 +19,12 @@ from ._error_payload import encode_error
 from .errors import for_consumer
 from .worker_info import worker_info
 
-__all__ = ["ENDED", "FRESH", "LOST", "PipelineTask", "debug_flags", "import_internals"]
+__all__ = ["FRESH", "LOST", "PipelineTask", "debug_flags", "import_internals"]
 
-# What a job gives in place of `(element, pickled state behind it)`, beside a list `[error, pickled
-# state]` for an element that failed; without a state, its slice could not even begin.
-ENDED = 0  # the worker's slice has no more
-LOST = 1  # this worker has not begun: it took the place of one that had
+# A job gives `(element, pickled state behind it, worker)`; of an element that failed a list
+# `[error, pickled state, worker]`, without a state if its slice could not even begin; of a worker
+# whose slice has no more its index alone; and in place of all that:
+LOST = -1  # this worker has not begun: it took the place of one that had
 
 FRESH = b""  # in place of a pickled state: from the beginning
 
@@ -117,6 +117,7 @@ class _Slice:
     def __init__(self, task: PipelineTask) -> None:
         self._task = task
         self._is_set_up = False
+        self._worker = -1
         self._elements: Any = None
         self._generation = -1
         self._ended = False
@@ -136,24 +137,25 @@ class _Slice:
                 self._begin(start)
                 self._generation = generation
             if self._ended:
-                return ENDED
+                return self._worker
             element = next(self._elements)
-            return element, pickle.dumps(self._elements.get_state(), protocol=5)
+            return element, pickle.dumps(self._elements.get_state(), protocol=5), self._worker
         except StopIteration:
             self._ended = True
-            return ENDED
+            return self._worker
         except BaseException as error:
-            if start is not None and self._generation != generation:
-                return [_encoded(error, position), None]
-            self._step_over(error)
-            return [
-                _encoded(error, position),
-                pickle.dumps(self._elements.get_state(), protocol=5),
-            ]
+            state = None
+            if start is None or self._generation == generation:
+                self._step_over(error)
+                state = pickle.dumps(self._elements.get_state(), protocol=5)
+            return [_encoded(error, position), state, self._worker]
 
     def _begin(self, start: bytes) -> None:
         self._generation = -1
         self._ended = False
+        info = worker_info()
+        assert info is not None
+        self._worker = info.index
         if self._elements is None or start == FRESH:
             if self._elements is not None:
                 self._elements.close()

@@ -36,7 +36,7 @@ def interrupted(code: CodeType, handler: Callable[[], None]) -> Iterator[list[st
         sys.settrace(previous)
 
 
-class Ctrl(BaseException):
+class Ctrl(KeyboardInterrupt):
     """What the signal handler raises."""
 
 
