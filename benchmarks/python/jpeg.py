@@ -1,7 +1,9 @@
 """From JPEGs in memory to the pixels that a model takes: Stook beside what else there is.
 
-    STOOK_BENCHMARK_PHOTOS=FOLDER python benchmarks/python/jpeg.py [--rounds 5] [--out FILE]
+    STOOK_BENCHMARK_PHOTOS=FOLDER python benchmarks/python/jpeg.py [--rounds 5] [--out PATH]
         [--photographs 100] [--parts thread resampler loaders]
+
+Minutes for a hundred photographs. `--out` is a path without its ending: .md and .json are written.
 
 `thread`: one thread, thread CPU time; ways take turns image by image, in an order that turns; each
 round's figure of a way is the sum over the photographs, divided by that of simplejpeg's full decode
@@ -21,9 +23,7 @@ import functools
 import importlib
 import io
 import math
-import os
 import random
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -34,6 +34,7 @@ import numpy as np
 
 import stook
 import stook.io
+from report import ROOT, Run, conditions_table, spread, table, version_of, write
 from works import photographs
 
 SIZE = (224, 224)
@@ -41,7 +42,20 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LARGE = 1600
 BATCH = 32
 WORKERS = 2
-ROOT = Path(__file__).resolve().parents[2]
+
+# What is asked of a way, of simplejpeg's full decode.
+MOST = {
+    "stook decode_jpeg, whole, out=": "1.03",
+    "stook decode_resized_crop, unscaled": "0.85",
+    "stook decode_resized_crop": "0.82",
+    "... flipped, normalised, float32 CHW": "0.87",
+}
+MOST_OF_LARGE = {
+    "stook decode_jpeg, whole, out=": "1.03",
+    "stook decode_resized_crop, unscaled": "0.85",
+    "stook decode_resized_crop": "0.70",
+    "... flipped, normalised, float32 CHW": "0.75",
+}
 
 Box = tuple[int, int, int, int]
 Way = Callable[[int], object]
@@ -83,7 +97,8 @@ def enlarged(data: bytes) -> bytes:
 def ways_of(datas: list[bytes], boxes: list[Box]) -> tuple[dict[str, Way], list[str]]:
     """What is compared, and what is missing. The first is the measure of all."""
     infos = [stook.io.jpeg_info(data) for data in datas]
-    whole = [np.empty((info.height, info.width, 3), np.uint8) for info in infos]
+    # Written once, so that no way pays for the first touch of their pages.
+    whole = [np.full((info.height, info.width, 3), 1, np.uint8) for info in infos]
     out = np.empty((*SIZE, 3), np.uint8)
     real = np.empty((3, *SIZE), np.float32)
     crop = stook.io.decode_resized_crop
@@ -156,7 +171,10 @@ def ways_of(datas: list[bytes], boxes: list[Box]) -> tuple[dict[str, Way], list[
     return ways, missing
 
 
-def measure_thread(datas: list[bytes], rounds: int) -> tuple[list[str], list[str]]:
+def measure_thread(
+    datas: list[bytes], rounds: int, most: dict[str, str]
+) -> tuple[str, list[str], dict[str, list[float]]]:
+    """The table, what is missing, and the figures. `most`: what is asked of some of the ways."""
     draw = random.Random(1)
     infos = [stook.io.jpeg_info(data) for data in datas]
     boxes = [random_box(info.width, info.height, draw) for info in infos]
@@ -176,24 +194,23 @@ def measure_thread(datas: list[bytes], rounds: int) -> tuple[list[str], list[str
         for name in names:
             sums[name].append(total[name] / len(datas) / 1e3)
     base = sums[names[0]]
-    lines = [f"| one thread, {len(datas)} photographs | µs | to the first |", "|---|---|---|"]
+    rows = []
     for name in names:
         ratios = [mine / its for mine, its in zip(sums[name], base, strict=True)]
-        lines.append(
-            f"| {name} | {statistics.median(sums[name]):.0f} | {statistics.median(ratios):.3f}"
-            f" ({min(ratios):.3f}-{max(ratios):.3f}) |"
-        )
-    return lines, missing
+        rows.append([name, spread(sums[name], 0), spread(ratios, 3), most.get(name, "")])
+    head = [f"one thread, {len(datas)} photographs", "µs of each", "to the first", "at most"]
+    return table(head, rows), missing, sums
 
 
-def measure_resampler(rounds: int) -> list[str]:
+def measure_resampler(rounds: int) -> tuple[str, dict[str, list[float]]]:
     program = ROOT / "build" / "release" / "bench_resample"
-    lines = ["| the resampler alone, to 224 x 224 | µs | to Pillow's |", "|---|---|---|"]
     pillow = installed("PIL.Image")
     if not program.exists():
-        return [f"resampler: skipped, {program.relative_to(ROOT)} is not built (make bench)"]
+        return f"resampler: skipped, {program.relative_to(ROOT)} is not built (make bench)", {}
     if pillow is None:
-        return ["resampler: skipped, Pillow is not installed"]
+        return "resampler: skipped, Pillow is not installed", {}
+    rows = []
+    data: dict[str, list[float]] = {}
     for width, height in ((300, 280), (480, 375), (1200, 900)):
         image = pillow.fromarray(
             np.random.default_rng(1).integers(0, 256, (height, width, 3), "u1")
@@ -206,21 +223,22 @@ def measure_resampler(rounds: int) -> list[str]:
                 image.resize(SIZE[::-1], pillow.Resampling.BILINEAR)
             theirs.append((time.thread_time_ns() - begin) / 20e3)
             done = subprocess.run(
-                [program, str(width), str(height), *map(str, SIZE)],
+                [program, *map(str, (width, height, *SIZE))],
                 check=True,
                 capture_output=True,
                 text=True,
             )
             for line in done.stdout.splitlines():
                 name, figure = line.rsplit(" ", 1)
-                ours.setdefault(name, []).append(float(figure))
-        lines.append(f"| Pillow, {width} x {height} | {statistics.median(theirs):.0f} | 1 |")
-        for name, figures in ours.items():
-            ratio = statistics.median(a / b for a, b in zip(figures, theirs, strict=True))
-            lines.append(
-                f"| {name}, {width} x {height} | {statistics.median(figures):.0f} | {ratio:.3f} |"
-            )
-    return lines
+                ours.setdefault(f"stook, {name}", []).append(float(figure))
+        for name, figures in {"Pillow": theirs, **ours}.items():
+            ratios = [mine / its for mine, its in zip(figures, theirs, strict=True)]
+            most = "0.333" if "AVX2" in name else ""
+            label = f"{name}, {width} x {height}"
+            rows.append([label, spread(figures, 0), spread(ratios, 3), most])
+            data[label] = figures
+    head = ["the resampler alone, to 224 x 224", "µs", "to Pillow's", "at most"]
+    return table(head, rows), data
 
 
 @functools.cache
@@ -274,15 +292,16 @@ def timed_pass(batches: Callable[[], Iterable[Any]]) -> float:
     return time.perf_counter() - begin
 
 
-def measure_loaders(rounds: int, batches: int) -> list[str]:
+def measure_loaders(rounds: int, batches: int) -> tuple[str, dict[str, list[float]]]:
     plan = [range(i * BATCH, (i + 1) * BATCH) for i in range(batches)]
-    options = stook.MultiprocessingOptions(num_workers=WORKERS)
-    ways: dict[str, Callable[[], Iterable[Any]]] = {
-        "one thread, decode_batch": lambda: map(stook_batch, plan)
-    }
-    lines = [f"| {batches} batches of {BATCH} | ms | to the first |", "|---|---|---|"]
+    options = stook.MultiprocessingOptions(num_workers=WORKERS, per_worker_buffer_size=2)
     loader = stook.DataLoader(plan, stook_batch, options=options)
-    ways[f"stook.DataLoader, {WORKERS} workers, decode_batch"] = lambda: loader
+    ours = f"stook.DataLoader, {WORKERS} workers, decode_batch"
+    theirs = f"torch DataLoader, {WORKERS} workers, Pillow"
+    ways: dict[str, Callable[[], Iterable[Any]]] = {
+        "one thread, decode_batch": lambda: map(stook_batch, plan),
+        ours: lambda: loader,
+    }
     if (torch := installed("torch.utils.data")) and installed("PIL.Image"):
         torch_loader = torch.DataLoader(
             PillowDataset(batches * BATCH),
@@ -290,9 +309,7 @@ def measure_loaders(rounds: int, batches: int) -> list[str]:
             num_workers=WORKERS,
             persistent_workers=True,
         )
-        ways[f"torch DataLoader, {WORKERS} workers, Pillow"] = lambda: torch_loader
-    else:
-        lines.append("| torch DataLoader with Pillow | skipped: not installed | |")
+        ways[theirs] = lambda: torch_loader
     with loader:
         for way in ways.values():
             timed_pass(way)  # starts the workers
@@ -301,15 +318,20 @@ def measure_loaders(rounds: int, batches: int) -> list[str]:
         for turn in range(rounds):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 taken[name].append(timed_pass(ways[name]) * 1e3)
+    rows = []
+    asked = {ours: ("at most 0.52", ""), theirs: ("", "at least 2.5")}
     for name, figures in taken.items():
         ratios = [mine / its for mine, its in zip(figures, taken[names[0]], strict=True)]
-        lines.append(
-            f"| {name} | {statistics.median(figures):.0f} | {statistics.median(ratios):.3f} |"
-        )
-    return lines
+        times = [mine / its for mine, its in zip(figures, taken[ours], strict=True)]
+        first, second = asked.get(name, ("", ""))
+        rows.append([name, spread(figures, 0), spread(ratios, 3), first, spread(times, 2), second])
+    if theirs not in taken:
+        rows.append([theirs, "skipped: not installed", "", "", "", ""])
+    title = f"{batches} batches of {BATCH} to float32 CHW"
+    return table([title, "ms", "to the first", "", "to Stook's loader", ""], rows), taken
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--photographs", type=int, default=100, help="how many of them at most")
@@ -317,26 +339,34 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the report here")
     parts = ["thread", "resampler", "loaders"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
-    report = [f"# JPEG to pixels, {os.cpu_count()} processors, {args.rounds} rounds, medians", ""]
+    shown = {name: value for name, value in vars(args).items() if name not in ("out", "parts")}
+    run = Run({**shown, "parts": " ".join(args.parts)})
+    tables: list[str] = []
+    data: dict[str, Any] = {}
     if "thread" in args.parts:
         datas = [Path(path).read_bytes() for path in photographs()[: args.photographs]]
-        lines, missing = measure_thread(datas, args.rounds)
-        report += [*lines, ""]
+        text, missing, data["thread"] = measure_thread(datas, args.rounds, MOST)
+        tables.append(text)
         if installed("PIL.Image"):
-            report += [f"Enlarged to {LARGE} pixels:", ""]
             large = [enlarged(data) for data in datas]
-            report += [*measure_thread(large, args.rounds)[0], ""]
-        report += [f"Missing: {', '.join(missing)}", ""] if missing else []
+            text, _, data["thread, enlarged"] = measure_thread(large, args.rounds, MOST_OF_LARGE)
+            tables += [f"Enlarged to {LARGE} pixels, quality 90:", text]
+        tables += [f"Missing: {', '.join(missing)}"] if missing else []
     if "resampler" in args.parts:
-        report += [*measure_resampler(args.rounds), ""]
+        text, data["resampler"] = measure_resampler(args.rounds)
+        tables.append(text)
     if "loaders" in args.parts:
-        report += [*measure_loaders(args.rounds, args.batches), ""]
-    text = "\n".join(report)
-    print(text)
-    if args.out:
-        args.out.write_text(text)
+        text, data["loaders"] = measure_loaders(args.rounds, args.batches)
+        tables.append(text)
+    conditions = {
+        **run.conditions(),
+        **{package: version_of(package) for package in ("simplejpeg", "pillow")},
+    }
+    head = ["# From a JPEG to the pixels that a model takes", conditions_table(conditions)]
+    head.append("Medians and ranges of the rounds; boxes as RandomResizedCrop draws them.")
+    write(args.out, "\n\n".join(head + tables), {"conditions": conditions, **data})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import datetime
 import sys
 
 import compare
+import jpeg
 import memory
+import npy
 import passes
 import pools
 import segments
@@ -26,6 +28,8 @@ SCRIPTS = {
     "start": (start.main, ["--rounds", "1"]),
     "passes": (passes.main, ["--rounds", "1"]),
     "memory": (memory.main, ["--elements", "500"]),
+    "jpeg": (jpeg.main, ["--rounds", "1", "--photographs", "4", "--batches", "2"]),
+    "npy": (npy.main, ["--rounds", "1", "--seconds", "0.05"]),
     "syscalls": (syscalls.main, ["--rounds", "1", "--elements", "2000"]),
 }
 
