@@ -133,8 +133,10 @@ FixedTaps quantized(const Taps& taps, int most_bits, std::uint32_t pad) {
   // An integer may come out 1 larger than its weight, from rounding the sums.
   while (std::ldexp(largest, fixed.bits) + 1 > INT16_MAX) --fixed.bits;
   fixed.spans = taps.spans;
+  fixed.most = taps.most;
   fixed.stride = (taps.most + pad - 1) / pad * pad;
   fixed.weights.assign(taps.spans.size() * fixed.stride, 0);
+  const double unit = std::ldexp(1.0, fixed.bits);
   for (std::size_t i = 0; i < taps.spans.size(); ++i) {
     // The running sum is rounded, not each weight, so that the errors of neighbours cancel.
     double sum = 0;
@@ -143,7 +145,7 @@ FixedTaps quantized(const Taps& taps, int most_bits, std::uint32_t pad) {
     const std::uint32_t count = taps.spans[i].count;
     for (std::uint32_t k = 0; k < count; ++k) {
       sum += taps.of(i)[k];
-      const double rounded = std::floor(std::ldexp(k + 1 == count ? 1.0 : sum, fixed.bits) + 0.5);
+      const double rounded = std::floor((k + 1 == count ? 1.0 : sum) * unit + 0.5);
       weights[k] = static_cast<std::int16_t>(rounded - before);
       before = rounded;
     }

@@ -45,6 +45,7 @@ Taps make_taps(Filter filter, double begin, double end, std::uint32_t inputs,
 /// that an even surface stays what it is.
 struct FixedTaps {
   std::vector<Span> spans;
+  std::uint32_t most = 0;             // the longest span
   std::uint32_t stride = 0;           // from one span's weights to the next's, a multiple of `pad`
   std::vector<std::int16_t> weights;  // zeros behind a span's end
   int bits = 0;

@@ -41,37 +41,64 @@ std::int32_t pair_of(const std::int16_t* weights, std::uint32_t k, std::uint32_t
   return static_cast<std::int32_t>(second << 16U | static_cast<std::uint16_t>(weights[k]));
 }
 
-// 32 samples at a time, two rows at a time: their bytes side by side, widened, multiplied and added
-// in pairs. Widening takes bytes 0-7 and 8-15 of a half apart, so that sums come out in order.
+/// 32 samples of two rows, times the weights of the two: sums in order, eight in each.
+struct Sums {
+  __m256i parts[4];
+};
+
+STOOK_AVX2 Sums two_rows(const std::uint8_t* first, const std::uint8_t* second, __m256i pair,
+                         Sums sums) {
+  // Their bytes side by side, widened, multiplied and added in pairs. Widening takes bytes 0-7 and
+  // 8-15 of a half apart, so that sums come out in order.
+  const __m256i zero = _mm256_setzero_si256();
+  const __m256i a = load_32(first);
+  const __m256i b = load_32(second);
+  const __m256i low = _mm256_unpacklo_epi8(a, b);
+  const __m256i high = _mm256_unpackhi_epi8(a, b);
+  const __m256i wide[4] = {_mm256_unpacklo_epi8(low, zero), _mm256_unpackhi_epi8(low, zero),
+                           _mm256_unpacklo_epi8(high, zero), _mm256_unpackhi_epi8(high, zero)};
+  for (int i = 0; i < 4; ++i)
+    sums.parts[i] = _mm256_add_epi32(sums.parts[i], _mm256_madd_epi16(wide[i], pair));
+  return sums;
+}
+
+STOOK_AVX2 void store_sums(const Sums& sums, __m128i shifts, std::int16_t* out) {
+  __m256i shifted[4];
+  for (int i = 0; i < 4; ++i) shifted[i] = _mm256_sra_epi32(sums.parts[i], shifts);
+  // Lane 0 of these holds samples 0-7 and 8-15, lane 1 holds 16-23 and 24-31.
+  const __m256i first = _mm256_packs_epi32(shifted[0], shifted[1]);
+  const __m256i second = _mm256_packs_epi32(shifted[2], shifted[3]);
+  store_32(out, _mm256_permute2x128_si256(first, second, 0x20));
+  store_32(out + 16, _mm256_permute2x128_si256(first, second, 0x31));
+}
+
+// Two rows at a time. Most images are made larger or hardly smaller, from two or three rows, so
+// the weights of those stay in registers.
 STOOK_AVX2 void blend_rows(const std::uint8_t* const* rows, const std::int16_t* weights,
                            std::uint32_t count, int bits, std::size_t samples, std::int16_t* out) {
   const int shift = bits - kFractionBits;
   const __m256i half = _mm256_set1_epi32(1 << (shift - 1));
   const __m128i shifts = _mm_cvtsi32_si128(shift);
-  const __m256i zero = _mm256_setzero_si256();
+  const Sums none{{half, half, half, half}};
+  const __m256i pair0 = _mm256_set1_epi32(pair_of(weights, 0, count));
+  const std::uint8_t* const row0 = rows[0];
+  const std::uint8_t* const row1 = rows[count > 1 ? 1 : 0];
+  if (count <= 2) {
+    for (std::size_t start = 0; start < samples; start += 32)
+      store_sums(two_rows(row0 + start, row1 + start, pair0, none), shifts, out + start);
+    return;
+  }
+  const __m256i pair1 = _mm256_set1_epi32(pair_of(weights, 2, count));
+  const std::uint8_t* const row2 = rows[2];
+  const std::uint8_t* const row3 = rows[count > 3 ? 3 : 2];
   for (std::size_t start = 0; start < samples; start += 32) {
-    __m256i sum0 = half;
-    __m256i sum1 = half;
-    __m256i sum2 = half;
-    __m256i sum3 = half;
-    for (std::uint32_t k = 0; k < count; k += 2) {
+    Sums sums = two_rows(row0 + start, row1 + start, pair0, none);
+    sums = two_rows(row2 + start, row3 + start, pair1, sums);
+    for (std::uint32_t k = 4; k < count; k += 2) {
       const __m256i pair = _mm256_set1_epi32(pair_of(weights, k, count));
-      const __m256i a = load_32(rows[k] + start);
-      const __m256i b = load_32(rows[k + 1 < count ? k + 1 : k] + start);
-      const __m256i low = _mm256_unpacklo_epi8(a, b);
-      const __m256i high = _mm256_unpackhi_epi8(a, b);
-      sum0 = _mm256_add_epi32(sum0, _mm256_madd_epi16(_mm256_unpacklo_epi8(low, zero), pair));
-      sum1 = _mm256_add_epi32(sum1, _mm256_madd_epi16(_mm256_unpackhi_epi8(low, zero), pair));
-      sum2 = _mm256_add_epi32(sum2, _mm256_madd_epi16(_mm256_unpacklo_epi8(high, zero), pair));
-      sum3 = _mm256_add_epi32(sum3, _mm256_madd_epi16(_mm256_unpackhi_epi8(high, zero), pair));
+      sums = two_rows(rows[k] + start, rows[k + 1 < count ? k + 1 : k] + start, pair, sums);
     }
-    // Lane 0 of these holds samples 0-7 and 8-15, lane 1 holds 16-23 and 24-31.
-    const __m256i first =
-        _mm256_packs_epi32(_mm256_sra_epi32(sum0, shifts), _mm256_sra_epi32(sum1, shifts));
-    const __m256i second =
-        _mm256_packs_epi32(_mm256_sra_epi32(sum2, shifts), _mm256_sra_epi32(sum3, shifts));
-    store_32(out + start, _mm256_permute2x128_si256(first, second, 0x20));
-    store_32(out + start + 16, _mm256_permute2x128_si256(first, second, 0x31));
+    store_sums(sums, shifts, out + start);
   }
 }
 
@@ -86,26 +113,57 @@ STOOK_AVX2 __m256i four_pixels(const std::int16_t* in, const std::int16_t* weigh
   return _mm256_madd_epi16(_mm256_shuffle_epi8(load_32(in), pairs), spread);
 }
 
-STOOK_AVX2 void blend_columns_4(const std::int16_t* in, const FixedTaps& taps, std::uint8_t* out) {
+/// The samples of one pixel, before they are rounded; of kPairs pairs of weights, or with 0 of as
+/// many as the span has.
+template <int kPairs>
+STOOK_AVX2 __m128i column_sum(const std::int16_t* in, const Span& span,
+                              const std::int16_t* weights) {
+  const std::int16_t* const from = in + std::size_t{span.first} * 4;
+  if constexpr (kPairs == 0) {
+    __m256i sum = four_pixels(from, weights);
+    for (std::uint32_t k = 4; k < span.count; k += 4)
+      sum = _mm256_add_epi32(sum, four_pixels(from + std::size_t{k} * 4, weights + k));
+    return _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+  } else {
+    const __m128i pairs = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+    __m128i sum = _mm_setzero_si128();
+    for (int k = 0; k < kPairs; ++k) {
+      const __m128i two = _mm_shuffle_epi8(load_16(from + 8 * k), pairs);
+      sum = _mm_add_epi32(sum, _mm_madd_epi16(two, _mm_set1_epi32(load_int(weights + 2 * k))));
+    }
+    return sum;
+  }
+}
+
+template <int kPairs>
+STOOK_AVX2 void blend_columns_of(const std::int16_t* in, const FixedTaps& taps, std::uint8_t* out) {
   const int shift = taps.bits + kFractionBits;
   const __m128i half = _mm_set1_epi32(1 << (shift - 1));
   const __m128i shifts = _mm_cvtsi32_si128(shift);
-  const std::int16_t* weights = taps.weights.data();
-  for (const Span& span : taps.spans) {
-    const std::int16_t* const from = in + std::size_t{span.first} * 4;
-    __m256i sum = four_pixels(from, weights);
-    for (std::uint32_t k = 4; k < span.count; k += 4) {
-      sum = _mm256_add_epi32(sum, four_pixels(from + std::size_t{k} * 4, weights + k));
-    }
-    const __m128i both =
-        _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-    const __m128i rounded = _mm_sra_epi32(_mm_add_epi32(both, half), shifts);
-    const __m128i words = _mm_packs_epi32(rounded, rounded);
-    const std::int32_t pixel = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
-    std::memcpy(out, &pixel, sizeof(pixel));
-    out += 4;
-    weights += taps.stride;
+  const std::size_t count = taps.spans.size();
+  const auto rounded = [&](std::size_t i) STOOK_AVX2 {
+    const __m128i sum = column_sum<kPairs>(in, taps.spans[i], taps.of(i));
+    return _mm_sra_epi32(_mm_add_epi32(sum, half), shifts);
+  };
+  std::size_t i = 0;
+  for (; i + 4 <= count; i += 4) {  // packed together
+    const __m128i low = _mm_packs_epi32(rounded(i), rounded(i + 1));
+    const __m128i high = _mm_packs_epi32(rounded(i + 2), rounded(i + 3));
+    store_16(out + 4 * i, _mm_packus_epi16(low, high));
   }
+  for (; i < count; ++i) {
+    const __m128i words = _mm_packs_epi32(rounded(i), rounded(i));
+    const std::int32_t pixel = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
+    std::memcpy(out + 4 * i, &pixel, sizeof(pixel));
+  }
+}
+
+// Where an image is made larger, or hardly smaller, all spans are short: no branch asks how short.
+STOOK_AVX2 void blend_columns_4(const std::int16_t* in, const FixedTaps& taps, std::uint8_t* out) {
+  const auto blend = taps.most <= 2   ? blend_columns_of<1>
+                     : taps.most <= 4 ? blend_columns_of<2>
+                                      : blend_columns_of<0>;
+  blend(in, taps, out);
 }
 
 STOOK_AVX2 void blend_columns_1(const std::int16_t* in, const FixedTaps& taps, std::uint8_t* out) {
