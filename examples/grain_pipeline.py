@@ -94,4 +94,7 @@ if __name__ == "__main__":
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)  # as other programs after Ctrl-C

@@ -123,4 +123,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as other programs in front of `head`
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)  # as other programs after Ctrl-C

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.workers < 0:
         parser.error("--workers must be at least 0")
+    if args.trace is not None and not Path(args.trace).absolute().parent.is_dir():
+        parser.error(f"{args.trace}: there is no such folder to write to")
     slow = profile_of([load, cached, normalise_slowly], args.workers, args.trace)
     longest = max(slow.stages, key=lambda stage: stage.seconds)
     print(f"slow: {longest.name} takes longest; {slow.copied} arrays are copied:")
@@ -70,4 +74,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as other programs in front of `head`
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)  # as other programs after Ctrl-C

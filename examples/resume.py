@@ -12,6 +12,8 @@ import argparse
 import hashlib
 import json
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,10 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.workers < 0 or arguments.examples < 1 or arguments.epochs < 1:
+        parser.error("--workers must be at least 0, --examples and --epochs at least 1")
+    if not arguments.checkpoint.absolute().parent.is_dir():
+        parser.error(f"{arguments.checkpoint}: there is no such folder to save to")
 
     loader = stook.DataLoader(
         range(arguments.examples),
@@ -55,9 +61,12 @@ def main() -> None:
     )
     step, model = 0, "0"
     if arguments.checkpoint.exists():
-        checkpoint = json.loads(arguments.checkpoint.read_text())
-        step, model = checkpoint["step"], checkpoint["model"]
-        loader.set_state(checkpoint["loader"])
+        try:
+            checkpoint = json.loads(arguments.checkpoint.read_text())
+            step, model = checkpoint["step"], checkpoint["model"]
+            loader.set_state(checkpoint["loader"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            sys.exit(f"resume: {arguments.checkpoint} cannot be gone on from: {error!r}")
         print(f"going on after step {step}", flush=True)
     with loader:
         for batch in loader:
@@ -74,4 +83,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as other programs in front of `head`
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)  # as other programs after Ctrl-C

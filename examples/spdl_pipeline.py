@@ -10,6 +10,7 @@ runs it in a subprocess differs between the three runs.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -86,4 +87,8 @@ def main() -> None:
         print(f"{name:28}{took:10.2f}{args.batches / took:12,.0f}")
 
 
-main()
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as other programs in front of `head`
+try:
+    main()
+except KeyboardInterrupt:
+    sys.exit(130)  # as other programs after Ctrl-C

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import time
 from typing import Any
@@ -137,4 +138,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as other programs in front of `head`
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)  # as other programs after Ctrl-C

@@ -132,3 +132,30 @@ def test_a_generator_stage_of_spdl_yields_everything(run_python: RunPython) -> N
     )
     done.check()
     assert done.stdout.strip() == str(sorted([*range(1, 7), *range(-6, 0)]))
+
+
+INTERRUPTED = """
+import argparse, runpy, sys
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+argparse.ArgumentParser.parse_args = interrupt
+sys.path[0] = sys.argv[1].rpartition("/")[0]
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "partner"),
+    [
+        ("grain_pipeline", "grain"),
+        ("jax_photos", "jax"),
+        ("spdl_pipeline", "spdl"),
+        ("torch_photos", "torch"),
+    ],
+)
+def test_ctrl_c_is_no_traceback(run_python: RunPython, name: str, partner: str) -> None:
+    require_installed(partner)
+    done = run_python(INTERRUPTED, str(EXAMPLES / f"{name}.py"), flags=())
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
