@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import gc
 import sys
 from collections.abc import Callable, Collection, Iterator
 from types import CodeType, FrameType
@@ -29,6 +30,7 @@ def interrupted(code: CodeType, handler: Callable[[], None]) -> Iterator[list[st
         return trace
 
     previous = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks whether anybody has, here and now
     sys.settrace(trace)
     try:
         yield places
@@ -54,10 +56,13 @@ class RaisesOnce:
 
     def __enter__(self) -> None:
         self._previous = sys.gettrace()
+        gc.disable()  # which might finalize, in here, what an earlier one has left
+        sys._getframe().f_trace_opcodes = True  # as above
         sys.settrace(self._trace)
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(self._previous)
+        gc.enable()
 
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
         code = frame.f_code
