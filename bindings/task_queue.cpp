@@ -163,14 +163,19 @@ bool TaskQueue::cancel(std::uint64_t number) {
     finish(std::move(task));
     return feed();
   }
-  for (auto task = pending_.begin(); task != pending_.end(); ++task) {
-    if (task->number != number) continue;
-    Task cancelled = std::move(*task);
-    pending_.erase(task);
-    finish(std::move(cancelled));
-    return true;
+  // In the order of their numbers, but for a few at the front that were sent once and came back.
+  auto task = std::lower_bound(
+      pending_.begin(), pending_.end(), number,
+      [](const Task& pending, std::uint64_t wanted) { return pending.number < wanted; });
+  if (task == pending_.end() || task->number != number) {
+    task = std::find_if(pending_.begin(), pending_.end(),
+                        [&](const Task& pending) { return pending.number == number; });
   }
-  return false;
+  if (task == pending_.end()) return false;
+  Task cancelled = std::move(*task);
+  pending_.erase(task);
+  finish(std::move(cancelled));
+  return true;
 }
 
 bool TaskQueue::is_running(std::uint64_t number) {

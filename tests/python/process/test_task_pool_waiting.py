@@ -44,6 +44,32 @@ def test_what_was_not_begun_can_be_cancelled() -> None:
         assert not pool.cancel(numbers[0]), "it is over"
 
 
+def test_many_that_wait_are_cancelled_without_a_search(run_python: RunPython) -> None:
+    """Looked for one by one, each among all, these would take hours."""
+    run_python(
+        """
+import os
+from stook._task_pool import TaskPool
+
+ours, theirs = os.pipe()
+pool = TaskPool(1, start_method="fork")
+busy = pool.submit(pool.function(os.read), (ours, 1), sink=print)
+while not pool.is_running(busy):
+    pool.wait(lambda: False, 0.001)
+function = pool.function(abs)
+numbers = [pool.submit(function, (-1,), sink=print, background=False) for _ in range(400_000)]
+taken = 0
+for number in numbers[:200_000]:
+    taken += pool.cancel(number)
+for number in reversed(numbers[200_000:]):
+    taken += pool.cancel(number)
+assert taken == 400_000 and pool.outstanding == 1, (taken, pool.outstanding)
+pool.close()
+""",
+        flags=(),
+    ).check()
+
+
 def _wait_for_file(path: str) -> bytes:
     with open(path, "rb", buffering=0) as file:
         return file.read(1)
