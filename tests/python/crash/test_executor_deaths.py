@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 from collections.abc import Iterator
@@ -192,6 +193,17 @@ def test_a_death_after_shutdown_was_called_ends_it(method: str) -> None:
         worker.kill()
         executor.shutdown(wait=True)
         assert isinstance(future.exception(0), BrokenProcessPool)
+
+
+def die_at_the_end() -> None:
+    multiprocessing.util.Finalize(None, die, exitpriority=10)
+
+
+@each_method
+def test_workers_that_are_killed_as_they_end(method: str) -> None:
+    with executor_with(method, initializer=die_at_the_end) as executor:
+        futures = [executor.submit(abs, -number) for number in range(100)]
+    assert [future.result(0) for future in futures] == [*range(100)]
 
 
 @each_method

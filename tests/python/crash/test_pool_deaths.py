@@ -77,6 +77,32 @@ def test_an_argument_that_kills_its_worker_costs_its_own_call(pool: stook.Pool) 
             assert next(results) == index
 
 
+@pytest.mark.parametrize("chunksize", [1, 4])
+def test_a_result_that_kills_its_worker_as_it_is_pickled(pool: stook.Pool, chunksize: int) -> None:
+    with pytest.raises(stook.WorkerDied, match="SIGKILL"):
+        pool.apply(calls.die_pickling)
+    with pytest.raises(stook.WorkerDied, match="SIGKILL"):
+        pool.map(calls.die_pickling, range(10), chunksize)
+    results = pool.imap(calls.die_pickling, [0] * 20 + [3] + [0] * 20, chunksize)
+    lost = []
+    for index in range(41):
+        try:
+            assert next(results) == 0
+        except stook.WorkerDied:
+            lost.append(index)
+    # What the worker had made of the same job is lost with it; what it had not begun is not.
+    assert lost == list(range(lost[0], 21))
+
+
+@pytest.mark.parametrize("method", ["forkserver", "fork"])
+def test_workers_that_are_killed_as_they_end(method: str) -> None:
+    pool = stook.Pool(2, calls.die_at_the_end, start_method=method)
+    result = pool.map_async(calls.square, range(100), 1)
+    pool.close()
+    pool.join()
+    assert result.get(0) == [n * n for n in range(100)]
+
+
 def test_a_worker_that_is_killed_while_idle_is_replaced(pool: stook.Pool) -> None:
     for worker in pool._pool:
         worker.kill()

@@ -93,6 +93,17 @@ class DiesWhenUnpickled:
         return die, ()
 
 
+class DiesWhenPickled:
+    """In a worker: `die_pickling` makes it there."""
+
+    def __reduce__(self) -> Any:
+        die()
+
+
+def die_pickling(x: int = 3) -> Any:
+    return DiesWhenPickled() if x == 3 else x
+
+
 class RaisesWhenUnpickled:
     def __reduce__(self) -> Any:
         return raise_error, (OSError("cannot be read"),)
@@ -149,6 +160,14 @@ def touch_or_fail(where: tuple[str, int]) -> None:
 
 def touch_own(folder: str) -> None:
     Path(folder, str(os.getpid())).touch()
+
+
+def raise_unpickling(x: int = 3) -> Any:
+    return RaisesWhenUnpickled() if x == 3 else x
+
+
+def die_at_the_end() -> None:
+    multiprocessing.util.Finalize(None, die, exitpriority=10)
 
 
 def touch_at_the_end(folder: str) -> None:

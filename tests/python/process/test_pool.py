@@ -153,6 +153,34 @@ def test_a_result_that_cannot_be_pickled_is_an_error_as_in_the_original(pool: st
     assert pool.apply(calls.square, (3,)) == 9
 
 
+@pytest.mark.parametrize("chunksize", [1, 4])
+def test_what_raises_as_it_is_unpickled_is_an_error_in_its_place(
+    pool: stook.Pool, chunksize: int
+) -> None:
+    with pytest.raises(OSError, match="cannot be read"):  # in the worker
+        pool.apply(calls.same, (calls.RaisesWhenUnpickled(),))
+    with pytest.raises(OSError, match="cannot be read"):  # here
+        pool.apply(calls.raise_unpickling)
+    arguments = [0] * 20 + [calls.RaisesWhenUnpickled()] + [0] * 20
+    numbers = [0] * 20 + [3] + [0] * 20
+    for results, lost in (
+        # Arguments of a chunk are unpickled together.
+        (pool.imap(calls.same, arguments, chunksize), [*range(20, 20 + chunksize)]),
+        (pool.imap(calls.raise_unpickling, numbers, chunksize), [20]),
+    ):
+        failed = []
+        for index in range(41):
+            try:
+                assert next(results) == 0
+            except OSError:
+                failed.append(index)
+        assert failed == lost
+    with pytest.raises(OSError, match="cannot be read"):
+        pool.map(calls.same, arguments, chunksize)
+    with pytest.raises(OSError, match="cannot be read"):
+        pool.map(calls.raise_unpickling, range(10), chunksize)
+
+
 def test_a_function_that_cannot_be_sent_is_an_error_of_the_call(pool: stook.Pool) -> None:
     lock = threading.Lock()
     result = pool.apply_async(lambda: lock)
