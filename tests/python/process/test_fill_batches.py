@@ -7,24 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from fill_cases import BAD, BATCH, LENGTH
 
 import stook
 from stook import _core, _processes
 from stook._element_errors import Report
 from stook._task import BoundTask, LoaderTask
-
-LENGTH = 43
-BATCH = 4
-
-BAD: dict[str, Callable[[int], bool]] = {
-    "none": lambda index: False,
-    "all": lambda index: True,
-    "some": lambda index: index % 5 == 2,
-    "most": lambda index: index % 7 != 0,
-    "runs": lambda index: index // 6 % 2 == 1,
-    "the first": lambda index: index < 9,
-    "the last": lambda index: index > 30,
-}
 
 
 class FillingTask(LoaderTask):

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fill_cases import BAD, BATCH, LENGTH
 
 import stook
 
-LENGTH = 43
-BATCH = 4
 PLACES = {
     "here": stook.MultiprocessingOptions(),
     "worker": stook.MultiprocessingOptions(1, start_method="fork"),
@@ -26,16 +25,6 @@ PLACES = {
 }
 each_place = pytest.mark.parametrize("place", [place for place in PLACES if place[:5] != "fresh"])
 a_place_of_each_kind = pytest.mark.parametrize("place", ["here", "workers", "threads"])
-
-BAD: dict[str, Callable[[int], bool]] = {
-    "none": lambda index: False,
-    "all": lambda index: True,
-    "some": lambda index: index % 5 == 2,
-    "most": lambda index: index % 7 != 0,
-    "runs": lambda index: index // 6 % 2 == 1,
-    "the first": lambda index: index < 9,
-    "the last": lambda index: index > 30,
-}
 
 
 class NoItemError(Exception):
