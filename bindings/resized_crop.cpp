@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/errors.h"
 #include "bindings/python_api.h"
 #include "bindings/register.h"
 #include "bindings/source.h"
@@ -145,11 +146,34 @@ Reach checked(py::handle out, const Dimensions& dims, int type) {
 void require_apart(const Reach& out, const Sources& sources) {
   const std::less<> before;
   for (const auto& source : sources) {
+    if (source == nullptr) continue;
     const std::span<const std::uint8_t> bytes = source->bytes();
     if (bytes.empty() || source->path() != nullptr) continue;
     if (before(out.low, bytes.data() + bytes.size()) && before(bytes.data(), out.high))
       throw py::value_error("out and source share memory");
   }
+}
+
+/// One of `sources` as the decoder takes it, or why it is none: what Python has found wrong stands
+/// in its place. Of a batch that is an error of its own.
+py::object refused(const Recipe& recipe, py::handle object, Sources& sources) {
+  sources.emplace_back();
+  if (PyExceptionInstance_Check(object.ptr()) != 0)
+    return py::reinterpret_borrow<py::object>(object);
+  if (!recipe.batch) {
+    sources.back() = std::make_unique<Source>(object);
+    return {};
+  }
+  try {
+    sources.back() = std::make_unique<Source>(object);
+    return {};
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  }
+  return py::reinterpret_steal<py::object>(take_exception().release());
 }
 
 /// Decodes all of `sources`. Returns the array, and a list of (index, exception) of those that
@@ -158,14 +182,18 @@ py::tuple run(const Recipe& recipe, const py::sequence& objects,
               const std::vector<std::optional<Box>>& boxes, const std::vector<bool>& flips,
               const py::object& out) {
   Sources sources;
+  std::vector<py::object> refusals;
   std::vector<decode::BatchItem> items;
   for (const py::handle object : objects) {
     const std::size_t i = items.size();
-    sources.push_back(std::make_unique<Source>(object));
+    refusals.push_back(refused(recipe, object, sources));
     decode::BatchItem item;
-    item.path = sources.back()->path();
-    item.part = sources.back()->part();
-    if (item.path == nullptr) item.bytes = sources.back()->bytes();
+    item.refused = bool{refusals.back()};
+    if (const Source* const source = sources.back().get()) {
+      item.path = source->path();
+      item.part = source->part();
+      if (item.path == nullptr) item.bytes = source->bytes();
+    }
     if (boxes[i]) item.box = {(*boxes[i])[0], (*boxes[i])[1], (*boxes[i])[2], (*boxes[i])[3]};
     item.flip = flips[i];
     items.push_back(item);
@@ -201,6 +229,7 @@ py::tuple run(const Recipe& recipe, const py::sequence& objects,
   py::list errors;
   for (std::size_t i = 0; i < decoder.outcomes().size(); ++i) {
     const decode::BatchOutcome& outcome = decoder.outcomes()[i];
+    if (refusals[i]) errors.append(py::make_tuple(i, refusals[i]));
     if (!outcome.failed()) continue;
     errors.append(py::make_tuple(i, outcome.system_error != 0
                                         ? sources[i]->system_exception(outcome.system_error)

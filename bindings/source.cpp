@@ -47,7 +47,9 @@ std::uint64_t place_in_file(py::handle value, const char* what) {
 }  // namespace
 
 Source::Source(py::handle object) : object_(py::reinterpret_borrow<py::object>(object)) {
-  if (PyObject_CheckBuffer(object.ptr()) != 0) {
+  if (PyUnicode_Check(object.ptr()) != 0) {
+    take_path(object);  // numpy.str_ exports its memory, too
+  } else if (PyObject_CheckBuffer(object.ptr()) != 0) {
     export_buffer();
   } else if (PyTuple_Check(object.ptr()) != 0) {
     take_part(object);

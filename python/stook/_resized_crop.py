@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +31,7 @@ _MAX_FLOAT = float(np.finfo(np.float32).max)
 _FILTERS = ("box", "bilinear", "hamming", "bicubic", "lanczos")  # the order of decode::Filter
 _DTYPES = ("uint8", "float32", "float16")  # the order of decode::ElementType
 _Box = tuple[float, float, float, float]
+_Channels = tuple[float, float, float]
 
 
 def checked_mode(mode: str) -> bool:
@@ -42,7 +43,10 @@ def checked_mode(mode: str) -> bool:
 
 def checked_max_pixels(max_pixels: int | None) -> int:
     """The number for the decoder; ValueError below 1."""
-    limit = _UNLIMITED if max_pixels is None else operator.index(max_pixels)
+    try:
+        limit = _UNLIMITED if max_pixels is None else operator.index(max_pixels)
+    except TypeError:
+        raise TypeError(f"max_pixels must be an int or None, not {max_pixels!r}") from None
     if limit < 1:
         raise ValueError(f"max_pixels must be at least 1, or None for no limit, not {max_pixels}")
     return min(limit, _UNLIMITED)
@@ -105,7 +109,7 @@ def _recipe(
     # Checking all of it takes as long as a tenth of a photograph, and most calls are like the last.
     means, stds = _hashable("mean", mean), _hashable("std", std)
     limit = checked_max_pixels(max_pixels)
-    arguments = (_checked_size(size), mode, filter, bool(scaled_decode), means, stds)
+    arguments = (checked_size(size), mode, filter, bool(scaled_decode), means, stds)
     rest: tuple[Any, ...] = (dtype, layout, limit, bool(allow_truncated))
     try:
         return _checked_recipe(*arguments, *rest)
@@ -117,7 +121,8 @@ def _hashable(name: str, value: Any) -> float | tuple[float, ...] | None:
     if value is None or isinstance(value, (int, float)):
         return value
     try:
-        return tuple(np.ravel(np.asarray(value, np.float64)).tolist())
+        array = np.asarray(value, np.float64)
+        return float(array) if array.ndim == 0 else tuple(np.ravel(array).tolist())
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be numbers, not {value!r}") from None
 
@@ -136,13 +141,16 @@ def _checked_recipe(
     allow_truncated: bool,
 ) -> _Recipe:
     gray = checked_mode(mode)
-    if filter not in _FILTERS:
-        raise ValueError(f"filter must be one of {', '.join(_FILTERS)}, not {filter!r}")
+    check_filter(filter)
     if layout not in ("HWC", "CHW"):
         raise ValueError(f'layout must be "HWC" or "CHW", not {layout!r}')
-    type_name = np.dtype(dtype).name
-    if type_name not in _DTYPES or not np.dtype(dtype).isnative:
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        kind = None
+    if kind is None or kind.name not in _DTYPES or not kind.isnative:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
+    type_name = kind.name
     if type_name == "uint8" and not (mean is None and std is None):
         raise ValueError('mean and std need dtype "float32" or "float16": uint8 is not normalised')
     count = 1 if gray else 3
@@ -150,12 +158,7 @@ def _checked_recipe(
     stds = _of_channels("std", 1.0 if std is None else std, count)
     if not all(value > 0 for value in stds):
         raise ValueError(f"std must be greater than 0, not {std!r}")
-    scale = (1 / (255 * stds[0]), 1 / (255 * stds[1]), 1 / (255 * stds[2]))
-    offset = (-means[0] / stds[0], -means[1] / stds[1], -means[2] / stds[2])
-    if not all(abs(value) <= _MAX_FLOAT for value in (*scale, *offset)):
-        raise ValueError(
-            f"mean {mean!r} and std {std!r} give numbers that single precision cannot hold"
-        )
+    scale, offset = scale_and_offset(means, stds)
     return _Recipe(
         size=size,
         gray=gray,
@@ -170,7 +173,24 @@ def _checked_recipe(
     )
 
 
-def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+def check_filter(filter: str) -> None:
+    """ValueError if there is no such filter."""
+    if filter not in _FILTERS:
+        raise ValueError(f"filter must be one of {', '.join(_FILTERS)}, not {filter!r}")
+
+
+def scale_and_offset(mean: _Channels, std: _Channels) -> tuple[_Channels, _Channels]:
+    """What a pixel is multiplied by, and what is added; ValueError if they are too large."""
+    scale = (1 / (255 * std[0]), 1 / (255 * std[1]), 1 / (255 * std[2]))
+    offset = (-mean[0] / std[0], -mean[1] / std[1], -mean[2] / std[2])
+    if not all(abs(value) <= _MAX_FLOAT for value in (*scale, *offset)):
+        raise ValueError(
+            f"mean {mean!r} and std {std!r} give numbers that single precision cannot hold"
+        )
+    return scale, offset
+
+
+def checked_size(size: tuple[int, int]) -> tuple[int, int]:
     try:
         height, width = (operator.index(side) for side in size)
     except (TypeError, ValueError):
@@ -180,9 +200,7 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _of_channels(
-    name: str, value: float | tuple[float, ...], count: int
-) -> tuple[float, float, float]:
+def _of_channels(name: str, value: float | tuple[float, ...], count: int) -> _Channels:
     """Three numbers, of which a grey image takes the first."""
     values = np.asarray(value, np.float64)
     if values.shape not in ((), (count,)):
@@ -199,6 +217,8 @@ def _checked_box(box: Sequence[float] | None) -> _Box | None:
         return None
     try:
         left, top, right, bottom = map(float, box)
+    except OverflowError:
+        raise ValueError(f"box must be of finite numbers, not {box!r}") from None
     except (TypeError, ValueError):
         raise TypeError(
             f"box must be four numbers (left, top, right, bottom) or None, not {box!r}"
@@ -371,7 +391,8 @@ def decode_batch(
         ValueError: Where `errors` is None, if a box does not lie within its image; if `boxes` or
             `flip` are not as many as `sources`; and as `decode_resized_crop` for arguments that
             concern all images.
-        TypeError: If an argument is not of the right type.
+        TypeError: Where `errors` is None, if a source or a box is none; if another argument is not
+            of the right type.
 
     Example:
         >>> import base64
@@ -407,20 +428,38 @@ def decode_batch(
     )
     if isinstance(sources, (str, bytes, bytearray, memoryview)):
         raise TypeError(f"sources must be a sequence of images, not one {type(sources).__name__}")
-    images = list(sources)
-    checked_boxes: list[_Box | None] = [None] * len(images)
+    if errors is not None and not isinstance(errors, MutableMapping):
+        raise TypeError(f"errors must be a dict or None, not {errors!r}")
+    images: list[Any] = _listed("sources", sources, "a sequence of images")
+    count = len(images)
+    given_boxes: list[Any] = [None] * count
     if boxes is not None:
-        checked_boxes = [_checked_box(box) for box in boxes]
-    flips = [flip] * len(images) if isinstance(flip, (bool, np.bool_)) else list(flip)
-    for name, given in (("boxes", checked_boxes), ("flip", flips)):
-        if len(given) != len(images):
-            raise ValueError(f"there are {len(images)} sources, but {len(given)} of {name}")
+        given_boxes = _listed("boxes", boxes, "a sequence of boxes, or None")
+    flips = [flip] * count
+    if not isinstance(flip, (bool, np.bool_)):
+        flips = _listed("flip", flip, "a bool, or one for each image")
+    for name, given in (("boxes", given_boxes), ("flip", flips)):
+        if len(given) != count:
+            raise ValueError(f"there are {count} sources, but {len(given)} of {name}")
+    checked_boxes: list[_Box | None] = [None] * count
+    for index, box in enumerate(given_boxes):
+        try:
+            checked_boxes[index] = _checked_box(box)
+        except (TypeError, ValueError) as refusal:
+            images[index] = refusal  # in its place: it is its own, like that of a bad source
     result, failed = recipe.decode(images, checked_boxes, list(map(bool, flips)), True, out)
     if errors is not None:
         errors.update(failed)
     elif failed:
         index, error = failed[0]
-        if isinstance(error, ValueError):
+        if isinstance(error, (TypeError, ValueError)):
             error = type(error)(f"image {index}: {error}")
         raise error
     return result
+
+
+def _listed(name: str, given: Any, wanted: str) -> list[Any]:
+    try:
+        return list(given)
+    except TypeError:
+        raise TypeError(f"{name} must be {wanted}, not {given!r}") from None

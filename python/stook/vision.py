@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 import numpy as np
 
 from . import io
+from ._resized_crop import check_filter, checked_mode, checked_size, scale_and_offset
 from ._threads_rng import rng as element_rng
 
 if TYPE_CHECKING:
@@ -134,7 +135,12 @@ class Transform:
             width: Columns of the image, at least 1.
             height: Rows of the image, at least 1.
             rng: As for calls.
+
+        Raises:
+            ValueError: If there is no such image.
         """
+        if width < 1 or height < 1:
+            raise ValueError(f"an image has at least 1 x 1 pixels, not {width} x {height}")
         whole = Plan((0.0, 0.0, float(width), float(height)), (height, width))
         return self._onto(whole, rng)
 
@@ -186,7 +192,7 @@ class RandomResizedCrop(Transform):
         object.__setattr__(self, "ratio", _range("ratio", self.ratio))
         if self.scale[1] > 1:
             raise ValueError(f"scale must end at 1, the whole image, not {self.scale[1]}")
-        _check_mode(self.mode)
+        _check_decoding(self.mode, self.filter)
 
     def _onto(self, plan: Plan, rng: np.random.Generator | None) -> Plan:
         draw = element_rng() if rng is None else rng
@@ -255,12 +261,14 @@ class CenterCrop(Transform):
     def __post_init__(self) -> None:
         height, width = _size(self.size)
         object.__setattr__(self, "size", (height, width))
+        if self.resize is not None and not isinstance(self.resize, SupportsIndex):
+            raise TypeError(f"resize must be an int or None, not {self.resize!r}")
         if self.resize is not None and operator.index(self.resize) < max(height, width):
             raise ValueError(
                 f"resize, the short side before cropping, is {self.resize}, shorter than the crop"
                 f" of {height} x {width} pixels"
             )
-        _check_mode(self.mode)
+        _check_decoding(self.mode, self.filter)
 
     def _onto(self, plan: Plan, rng: np.random.Generator | None) -> Plan:
         width, height = plan.box[2:]
@@ -302,6 +310,7 @@ class RandomHorizontalFlip(Transform):
     p: float = 0.5
 
     def __post_init__(self) -> None:
+        _check_number("p", self.p)
         if not 0 <= self.p <= 1:
             raise ValueError(f"p must be a probability, from 0 to 1, not {self.p}")
 
@@ -337,7 +346,7 @@ class Normalize(Transform):
     layout: Literal["HWC", "CHW"] = field(default="CHW", kw_only=True)
 
     def __post_init__(self) -> None:
-        mean, std = tuple(map(float, self.mean)), tuple(map(float, self.std))
+        mean, std = _of_channels("mean", self.mean), _of_channels("std", self.std)
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
         if len(mean) != len(std) or len(mean) not in (1, 3):
@@ -347,6 +356,8 @@ class Normalize(Transform):
             )
         if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
             raise ValueError(f"mean must be finite and std above 0, not {mean} and {std}")
+        for channel_mean, channel_std in zip(mean, std, strict=True):
+            scale_and_offset((channel_mean,) * 3, (channel_std,) * 3)
         if self.dtype not in ("float16", "float32"):
             raise ValueError(f'dtype must be "float16" or "float32", not {self.dtype!r}')
         if self.layout not in ("HWC", "CHW"):
@@ -394,7 +405,13 @@ class Compose(Transform):
 
     def __post_init__(self) -> None:
         flat: list[Transform] = []
-        for transform in self.transforms:
+        try:
+            given = list(self.transforms)
+        except TypeError:
+            raise TypeError(
+                f"Compose takes a list of transforms, not {self.transforms!r}"
+            ) from None
+        for transform in given:
             if not isinstance(transform, Transform):
                 raise TypeError(
                     f"Compose takes transforms of stook.vision, not {transform!r}; other functions"
@@ -419,17 +436,19 @@ class Compose(Transform):
 
 def _size(size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of what was given."""
-    if isinstance(size, SupportsIndex):
-        height = width = operator.index(size)
-    else:
-        height, width = map(operator.index, size)
-    if height < 1 or width < 1:
-        raise ValueError(f"size must be at least 1 x 1 pixels, not {height} x {width}")
-    return height, width
+    try:
+        if isinstance(size, SupportsIndex):
+            return checked_size((size, size))
+        return checked_size(size)
+    except TypeError:
+        raise TypeError(f"size must be an int, or (height, width), not {size!r}") from None
 
 
 def _range(name: str, pair: tuple[float, float]) -> tuple[float, float]:
-    low, high = map(float, pair)
+    try:
+        low, high = map(float, pair)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be two numbers, not {pair!r}") from None
     if not 0 < low <= high < math.inf:
         raise ValueError(
             f"{name} must be two finite numbers above 0, the smaller first, not {pair}"
@@ -437,6 +456,20 @@ def _range(name: str, pair: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
-def _check_mode(mode: str) -> None:
-    if mode not in ("RGB", "L"):
-        raise ValueError(f'mode must be "RGB" or "L", not {mode!r}')
+def _of_channels(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, values))
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must have one number for each channel, 1 or 3, not be {values!r}"
+        ) from None
+
+
+def _check_number(name: str, value: float) -> None:
+    if not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+
+
+def _check_decoding(mode: str, filter: str) -> None:
+    checked_mode(mode)
+    check_filter(filter)

@@ -1,10 +1,18 @@
 #include "workers/decode/batch.h"
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
 namespace stook::decode {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::milliseconds kLongestTurn{100};
+
+}  // namespace
 
 BatchDecoder::BatchDecoder(std::vector<BatchItem> items, const ResizedCropOptions& options)
     : items_(std::move(items)), options_(options) {
@@ -12,23 +20,25 @@ BatchDecoder::BatchDecoder(std::vector<BatchItem> items, const ResizedCropOption
 }
 
 int BatchDecoder::run(const CropTarget& first, std::ptrdiff_t item_stride) {
+  const Clock::time_point begun = Clock::now();
   while (outcomes_.size() < items_.size()) {
+    if (Clock::now() - begun > kLongestTurn) return EINTR;
     const BatchItem& item = items_[outcomes_.size()];
     CropTarget target = first;
     target.data += static_cast<std::ptrdiff_t>(outcomes_.size()) * item_stride;
     BatchOutcome outcome;
     std::span<const std::uint8_t> bytes = item.bytes;
-    if (item.path != nullptr) {
+    if (item.path != nullptr && !item.refused) {
       if (!file_) file_.emplace().set_part(item.part);
       outcome.system_error = file_->read(item.path);
       if (outcome.system_error == EINTR) return EINTR;
       bytes = file_->bytes();
       if (file_->is_short()) outcome.error = outside_file(bytes.size(), *item.part.length);
     }
-    if (!outcome.failed())
+    if (!outcome.failed() && !item.refused)
       outcome.error = decode_resized_crop(bytes, item.box, item.flip, options_, target);
     file_.reset();
-    if (outcome.failed()) clear(target);
+    if (outcome.failed() || item.refused) clear(target);
     outcomes_.push_back(std::move(outcome));
   }
   return 0;

@@ -19,6 +19,7 @@ struct BatchItem {
   std::span<const std::uint8_t> bytes;
   std::optional<CropBox> box;
   bool flip = false;
+  bool refused = false;  // by the caller: nothing is read
 };
 
 /// What became of one image: nothing wrong, a file that could not be read, or one that could not be
@@ -38,9 +39,10 @@ class BatchDecoder {
  public:
   BatchDecoder(std::vector<BatchItem> items, const ResizedCropOptions& options);
 
-  /// Goes on until all are done (0) or a signal came while a file was being read (EINTR); calling
-  /// again goes on where it stopped. `first` is where image 0 goes, `item_stride` the bytes from
-  /// one to the next. Throws std::bad_alloc.
+  /// Goes on until all are done (0), or it is time to look for signals (EINTR): one came while a
+  /// file was being read, or a tenth of a second has passed. Calling again goes on where it
+  /// stopped. `first` is where image 0 goes, `item_stride` the bytes from one to the next. Throws
+  /// std::bad_alloc.
   int run(const CropTarget& first, std::ptrdiff_t item_stride);
 
   const std::vector<BatchOutcome>& outcomes() const { return outcomes_; }

@@ -251,6 +251,8 @@ Error TarReader::take(const Header& header) {
       links_.push_back({members_.count(), next_target_ ? std::move(*next_target_)
                                                        : std::string(text_of(block, kTarget))});
       add(name, -1, 0);
+    } else if (header.type >= '2' && header.type <= '6') {
+      passed_over_.push_back({members_.count(), name});
     }
     next_name_.reset();
     next_target_.reset();
@@ -272,11 +274,16 @@ void TarReader::add(std::string_view name, std::int64_t offset, std::int64_t siz
 Error TarReader::resolve_links(bool allow_missing) {
   if (links_.empty()) return {};
   // By name, the latest in front of the link. Names are copied, for those of `members_` may move.
+  // Links to what is no file, such as to a symbolic link, are none either.
+  constexpr std::size_t kNoFile = SIZE_MAX;
   std::unordered_map<std::string, std::size_t> places;
   TarMembers kept;
   std::swap(kept, members_);
   std::size_t link = 0;
+  std::size_t passed = 0;
   for (std::size_t member = 0; member < kept.count(); ++member) {
+    for (; passed < passed_over_.size() && passed_over_[passed].member <= member; ++passed)
+      places[passed_over_[passed].name] = kNoFile;
     std::int64_t offset = kept.offsets[member];
     std::int64_t size = kept.sizes[member];
     if (link < links_.size() && links_[link].member == member) {
@@ -288,6 +295,10 @@ Error TarReader::resolve_links(bool allow_missing) {
                                            " is a hard link to " + quoted(target) +
                                            ", which is not in front of it"};
       }
+      if (found->second == kNoFile) {
+        places[std::string(kept.name(member))] = kNoFile;
+        continue;
+      }
       offset = members_.offsets[found->second];
       size = members_.sizes[found->second];
     }
@@ -295,6 +306,7 @@ Error TarReader::resolve_links(bool allow_missing) {
     places[std::string(kept.name(member))] = members_.count() - 1;
   }
   links_.clear();
+  passed_over_.clear();
   return {};
 }
 

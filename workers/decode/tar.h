@@ -67,9 +67,16 @@ class TarReader {
     std::string target{};
   };
 
+  /// Something that is no file, and so not among the members, in front of one of them.
+  struct PassedOver {
+    std::size_t member = 0;
+    std::string name{};
+  };
+
   ByteSource& bytes_;
   TarMembers members_;
   std::vector<Link> links_;
+  std::vector<PassedOver> passed_over_;
   std::uint64_t at_ = 0;  // of the next header
   bool at_end_ = false;
   // What extended headers say of the member that follows them.

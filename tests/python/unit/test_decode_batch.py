@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -103,6 +104,36 @@ def test_bad_images_leave_zeros_and_errors(jpegs: list[bytes], tmp_path: Path) -
         np.testing.assert_array_equal(out[i], decode_resized_crop(sources[i], None, (8, 8)))
 
 
+def test_what_is_no_source_or_no_box_is_an_error_of_its_own() -> None:
+    sources: list[Any] = [3, TINY, "a\0b", TINY, TINY, ("a", -1, 2), TINY]
+    boxes: list[Any] = [None, None, None, 3, (0, 0, 10**400, 1), None, (0, 0, float("nan"), 1)]
+    errors: dict[int, Exception] = {}
+    out = decode_batch(sources, (2, 3), mode="L", boxes=boxes, errors=errors)
+    assert {i: type(error) for i, error in errors.items()} == {
+        0: TypeError,
+        2: ValueError,
+        3: TypeError,
+        4: ValueError,
+        5: ValueError,
+        6: ValueError,
+    }
+    assert "not int" in str(errors[0]) and "four numbers" in str(errors[3])
+    assert out.any(axis=(1, 2)).tolist() == [False, True] + [False] * 5
+    with pytest.raises(TypeError, match=r"^image 1: source must be .* not int"):
+        decode_batch([TINY, 3], (2, 3))
+    with pytest.raises(ValueError, match=r"^image 0: box must be of finite numbers"):
+        decode_batch([TINY], (2, 3), boxes=[(0, 0, 10**400, 1)])
+
+
+def test_what_a_source_raises_as_ctrl_c_does_is_raised() -> None:
+    class Path:
+        def __fspath__(self) -> str:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode_batch([TINY, Path()], (2, 3), errors={})
+
+
 @needs_tools
 def test_without_a_place_for_errors_the_first_is_raised(jpegs: list[bytes]) -> None:
     out = np.full((4, 8, 8, 3), 7, np.uint8)
@@ -122,19 +153,23 @@ def test_without_a_place_for_errors_the_first_is_raised(jpegs: list[bytes]) -> N
     [
         ({"sources": "a.jpg"}, TypeError, "sequence of images, not one str"),
         ({"sources": TINY}, TypeError, "sequence of images, not one bytes"),
-        ({"sources": [TINY, 3]}, TypeError, "not int"),
+        ({"sources": 5}, TypeError, "sources must be a sequence of images, not 5"),
+        ({"boxes": 5}, TypeError, "boxes must be a sequence of boxes, or None, not 5"),
+        ({"flip": 1}, TypeError, "flip must be a bool, or one for each image, not 1"),
+        ({"dtype": "nonsense"}, ValueError, "dtype must be one of uint8, .* not 'nonsense'"),
+        ({"max_pixels": 1.5}, TypeError, "max_pixels must be an int or None, not 1.5"),
+        ({"errors": []}, TypeError, r"errors must be a dict or None, not \[\]"),
         ({"boxes": [None]}, ValueError, "2 sources, but 1 of boxes"),
-        ({"boxes": [(0, 0, 1, 1), 3]}, TypeError, "four numbers"),
         ({"flip": [True] * 3}, ValueError, "2 sources, but 3 of flip"),
         ({"size": (0, 1)}, ValueError, "1 to 65535"),
         ({"max_pixels": -1}, ValueError, "max_pixels"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    given: dict[str, Any] = {"sources": [TINY, TINY], "size": (2, 2), **arguments}
     errors: dict[int, Exception] = {}
+    given: dict[str, Any] = {"sources": [TINY, TINY], "size": (2, 2), "errors": errors, **arguments}
     with pytest.raises(error, match=message):
-        decode_batch(given.pop("sources"), given.pop("size"), **given, errors=errors)
+        decode_batch(given.pop("sources"), given.pop("size"), **given)
     assert not errors
 
 
@@ -196,6 +231,32 @@ def test_signal_handlers_run_while_a_slow_file_is_read(tmp_path: Path, raises: b
         signal.signal(signal.SIGALRM, before)
         if writer is not None:
             writer.join()
+
+
+@needs_tools
+def test_ctrl_c_ends_a_batch_that_is_not_done(jpegs: list[bytes]) -> None:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # So many that they take many turns on any machine; it ends after one.
+    out = np.full((40_000, 4, 4, 3), 7, np.uint8)
+    main = threading.get_ident()
+
+    def press() -> None:
+        while (out[0] == 7).all():  # it is at work, without the GIL
+            time.sleep(0.001)
+        signal.pthread_kill(main, signal.SIGALRM)
+
+    thread = threading.Thread(target=press)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            decode_batch([jpegs[0]] * len(out), (4, 4), out=out)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGALRM, before)
+    assert (out[-1] == 7).all()
 
 
 @needs_tools

@@ -285,7 +285,8 @@ def test_sources_on_disk(tmp_path: Path) -> None:
 
     path = tmp_path / "tiny.jpg"
     path.write_bytes(TINY)
-    for source in (path, str(path), Custom()):
+    in_array = np.array([str(path)])[0]  # numpy.str_, which exports its memory
+    for source in (path, str(path), Custom(), in_array):
         assert stook.io.decode_jpeg(source).shape == (2, 3, 3)
         assert stook.io.jpeg_info(source).width == 3
 

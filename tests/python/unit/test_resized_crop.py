@@ -170,6 +170,11 @@ def test_mean_and_std(jpeg: bytes) -> None:
     half = decode_resized_crop(jpeg, None, (30, 40), dtype=np.float16, mean=mean, std=std)
     np.testing.assert_array_equal(half, got.astype(np.float16))
     one = decode_resized_crop(jpeg, None, (30, 40), mode="L", dtype="float32", mean=[0.5], std=0.25)
+    for mean_of_one in (np.float32(0.5), np.array(0.5)):
+        same = decode_resized_crop(
+            jpeg, None, (30, 40), mode="L", dtype="float32", mean=mean_of_one, std=np.float64(0.25)
+        )
+        np.testing.assert_array_equal(same, one)
     luma = decode_resized_crop(jpeg, None, (30, 40), mode="L")
     np.testing.assert_allclose(one, (luma / 255 - 0.5) / 0.25, rtol=0, atol=1e-6)
 

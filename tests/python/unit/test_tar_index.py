@@ -139,6 +139,23 @@ def test_hard_links(tmp_path: Path) -> None:
         TarIndex(make(tmp_path / "b.tar", ["1.txt", "4.txt"], change=link))
 
 
+def test_links_to_what_is_no_file_are_none_either(tmp_path: Path) -> None:
+    def link(member: tarfile.TarInfo) -> None:
+        kind, target = {
+            "2.txt": (tarfile.SYMTYPE, "1.txt"),
+            "3.txt": (tarfile.LNKTYPE, "2.txt"),
+            "4.txt": (tarfile.LNKTYPE, "3.txt"),
+            "5.txt": (tarfile.LNKTYPE, "1.txt"),
+        }.get(member.name, (tarfile.REGTYPE, ""))
+        if target:
+            member.type, member.linkname, member.size = kind, target, 0
+
+    names = ["1.txt", "2.txt", "3.txt", "4.txt", "5.txt"]
+    index = TarIndex(make(tmp_path / "a.tar", names, change=link))
+    assert [sample["__key__"] for sample in index] == ["1", "5"]
+    assert index[1]["txt"] == index[0]["txt"]
+
+
 def test_it_is_a_source_for_workers(tmp_path: Path) -> None:
     path = tmp_path / "shard.tar"
     with tarfile.open(path, "w") as tar:

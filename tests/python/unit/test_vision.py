@@ -243,8 +243,8 @@ def test_pixels_are_no_source() -> None:
 def test_arguments_are_checked_when_made() -> None:
     crop, center, normalize = vision.RandomResizedCrop, vision.CenterCrop, vision.Normalize
     for make, message in (
-        (lambda: crop(0), "size must be at least 1 x 1 pixels, not 0 x 0"),
-        (lambda: crop((3, -1)), "not 3 x -1"),
+        (lambda: crop(0), "each from 1 to 65535, not"),
+        (lambda: crop((3, -1)), "not \\(3, -1\\)"),
         (lambda: crop(8, (0, 1)), r"scale must be two finite numbers above 0.*\(0, 1\)"),
         (lambda: crop(8, (0.5, 0.2)), "scale must be two"),
         (lambda: crop(8, (0.5, 1.2)), "scale must end at 1, the whole image, not 1.2"),
@@ -278,3 +278,26 @@ def test_arguments_are_checked_when_made() -> None:
         vision.Compose([len])  # type: ignore[list-item]
     with pytest.raises(TypeError):
         crop(8.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: vision.RandomResizedCrop(22.5), TypeError, r"size must be .* not 22.5"),  # type: ignore[arg-type]
+        (lambda: vision.CenterCrop((1, 2, 3)), TypeError, r"size must be .* not \(1, 2, 3\)"),  # type: ignore[arg-type]
+        (lambda: vision.CenterCrop(70_000), ValueError, "1 to 65535"),
+        (lambda: vision.CenterCrop(7, resize=8.5), TypeError, "resize must be"),  # type: ignore[arg-type]
+        (lambda: vision.CenterCrop(7, filter="area"), ValueError, "filter must be one of"),  # type: ignore[arg-type]
+        (lambda: vision.RandomResizedCrop(7, 0.5), TypeError, "scale must be two numbers"),  # type: ignore[arg-type]
+        (lambda: vision.RandomHorizontalFlip("a"), TypeError, "p must be a number, not 'a'"),  # type: ignore[arg-type]
+        (lambda: vision.Normalize(0.5, 0.5), TypeError, "mean must have one number"),  # type: ignore[arg-type]
+        (lambda: vision.Normalize([1e30], [1e-30]), ValueError, "single precision"),
+        (lambda: vision.Compose(vision.CenterCrop(3)), TypeError, "a list of transforms"),  # type: ignore[arg-type]
+        (lambda: vision.CenterCrop(3).plan(width=0, height=4), ValueError, "not 0 x 4"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_when_it_is_made(
+    make: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make()
