@@ -16,7 +16,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   NpyReader reader(stream);
   NpyHeader header;
   if (reader.open(&header)) return 0;
-  for (const std::uint64_t item_size : {0, 1, 8, 12}) {
+  for (const std::uint64_t item_size : {0U, 1U, 8U, 12U}) {
     std::uint64_t items = 0;
     if (reader.data_size(header, item_size, &items)) continue;
     if (items > stream.left() || stream.left() > size) std::abort();
