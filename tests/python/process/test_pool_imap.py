@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,25 @@ def test_what_would_end_the_loop_or_the_program_does_not(pool: stook.Pool) -> No
         next(results)
     with pytest.raises(ValueError, match="second"):
         next(results)
+
+
+def test_a_result_that_was_taken_is_not_kept(pool: stook.Pool) -> None:
+    results = pool.imap(calls.make_array, [100_000] * 20)
+    for _ in range(10):
+        taken = weakref.ref(next(results))
+        assert taken() is None
+
+
+def test_a_map_has_a_bounded_number_of_jobs_under_way(tmp_path: Path) -> None:
+    told, fifo = calls.fifo(tmp_path, "told"), calls.fifo(tmp_path, "gate")
+    with stook.Pool(1) as pool:
+        stuck = pool.apply_async(calls.tell_and_wait, (told, fifo))
+        assert Path(told).read_bytes() == b"begun"
+        results = pool.map_async(calls.square, range(10_000), 1)
+        assert pool._tasks.outstanding <= 1 + 8
+        Path(fifo).write_bytes(b"go")
+        assert results.get(DEADLINE) == [n * n for n in range(10_000)]
+        stuck.get(DEADLINE)
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ import copy
 import inspect
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -371,3 +372,48 @@ def test_a_forked_child_has_workers_of_its_own() -> None:
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert pid() != os.getpid()
+
+
+def test_an_interrupted_call_that_no_worker_has_begun_is_taken_back(tmp_path: Path) -> None:
+    told, gate, mark = (str(tmp_path / name) for name in ("told", "gate", "mark"))
+    os.mkfifo(told)
+    os.mkfifo(gate)
+
+    def work(what: str) -> None:
+        if what == "wait":
+            open(told, "wb").close()
+            with open(gate, "rb") as file:
+                file.read()
+        elif what == "mark":
+            Path(mark).touch()
+
+    run = pure(max_workers=1)(work)
+    first = threading.Thread(target=run, args=("wait",))
+    first.start()
+    open(told, "rb").close()
+    pool = run._shared.pool()
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    def interrupt() -> None:
+        while not pool._waiting:  # for the thread that delivers
+            os.sched_yield()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    try:
+        with pytest.raises(Stop):
+            run("mark")
+    finally:
+        interrupting.join()
+        signal.signal(signal.SIGUSR1, before)
+    open(gate, "wb").close()
+    run("nothing")  # the one worker takes calls in their order
+    first.join()
+    assert not Path(mark).exists()
