@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -152,6 +153,40 @@ def test_who_waits_goes_on_at_a_state_that_is_set(options: Any, tmp_path: Path) 
                 await asyncio.wait_for(waits, SECONDS)
             if options is THREADS:
                 gate.open()  # nobody can end one that reads
+
+    asyncio.run(main())
+
+
+async def until_nothing_rings(loader: stook.DataLoader, elements: Any) -> None:
+    """The worker's birth was told, which rings late, and whoever waits has looked."""
+    descriptor = elements._descriptor()
+    while (
+        not loader._pool._core.worker_pids
+        or select.select([descriptor], [], [], 0)[0]
+        or len(elements._waiters()) == 0
+    ):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("change", ["close", "set_state"])
+def test_who_waits_hears_of_what_no_worker_rings_for(change: str, tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+
+    async def main() -> None:
+        with stook.DataLoader(gate.items[:1], load, options=PROCESS) as loader:
+            elements = iter(loader)
+            state = elements.get_state()
+            waits = await waiting(elements)
+            gate.wait_for_reader()
+            await until_nothing_rings(loader, elements)
+            if change == "close":
+                elements.close()
+                with pytest.raises(stook.StookError, match="closed"):
+                    await asyncio.wait_for(waits, SECONDS)
+            else:
+                elements.set_state({**state, "epoch": 1})
+                with pytest.raises(StopAsyncIteration):
+                    await asyncio.wait_for(waits, SECONDS)
 
     asyncio.run(main())
 

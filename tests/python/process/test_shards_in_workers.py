@@ -19,7 +19,7 @@ def uneven(shard: int, count: int) -> Iterator[int]:
 
 
 def beginning(shards: int) -> dict[str, Any]:
-    with made("forkserver", uneven, num_workers=shards) as loader:
+    with made("fork", uneven, num_workers=shards) as loader:
         return loader.get_state()
 
 
@@ -59,8 +59,8 @@ def test_the_stream_is_the_same_with_any_number_of_workers() -> None:
 
 def test_each_element_comes_once_over_a_break_without_order() -> None:
     expected = sorted([100, 200, 101, 201, 102, 202, 203, 204, 205])
-    for taken in range(10):
-        with made("forkserver", uneven, num_workers=3, ordered=False) as loader:
+    with made("forkserver", uneven, num_workers=3, ordered=False) as loader:
+        for taken in range(10):
             elements = iter(loader)
             head = [next(elements) for _ in range(taken)]
             state = json.loads(json.dumps(elements.get_state()))

@@ -203,7 +203,8 @@ def test_arrays_over_one_segment_in_one_element(name: str, flagged: bool) -> Non
         return SHARED_WITHIN[name](array)
 
     before = segments()
-    with stook.DataLoader(range(30), element, options=options(1), seed=None) as loader:
+    method = options(1, start_method="fork" if flagged else "forkserver")
+    with stook.DataLoader(range(8), element, options=method, seed=None) as loader:
         for index, got in enumerate(loader):
             leaves = list(leaves_of(got))
             assert any(type(leaf) is SharedMemoryArray for leaf in leaves)
