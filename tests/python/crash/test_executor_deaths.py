@@ -134,6 +134,19 @@ def test_the_death_of_an_idle_worker_breaks_the_pool(method: str) -> None:
             executor.submit(abs, -1)
 
 
+def test_each_of_those_that_a_death_breaks_raises_an_error_of_its_own() -> None:
+    with executor_with("forkserver", 1) as executor:
+        # None that another worker, which takes its place for a moment, could end.
+        futures = [executor.submit(signal.pause) for _ in range(4)]
+        assert wait_until(futures[0].running, 30)
+        (worker,) = (executor._processes or {}).values()
+        worker.kill()
+        errors = [future.exception(30) for future in futures]
+    assert all(isinstance(error, BrokenProcessPool) for error in errors)
+    # Raised, they get tracebacks and contexts.
+    assert len({id(error) for error in errors}) == len(errors)
+
+
 @each_method
 def test_the_death_of_the_server_breaks_the_pool(method: str) -> None:
     with executor_with(method, 1) as executor:
