@@ -137,6 +137,7 @@ py::object key_of(const Source& source, const decode::ZipMember& member) {
   PyObject* const decoded =
       PyUnicode_Decode(member.name.data(), size, member.utf8 ? "utf-8" : "cp437", "strict");
   if (decoded == nullptr) {
+    if (PyErr_ExceptionMatches(PyExc_UnicodeDecodeError) == 0) throw py::error_already_set();
     PyErr_Clear();
     raise_decode_error(source, {ErrorCode::kBadHeader,
                                 "the name " + decode::quoted(member.name) + " is not in UTF-8"});

@@ -62,7 +62,7 @@ def write_shard(paths: list[str], shard: Path, samples: int) -> int:
 
 
 def load(sample: Any) -> dict[str, Any]:
-    """(3, 64, 64) float32 and its class. What is drawn depends on seed, epoch and sample alone."""
+    """(3, 64, 64) float32 and its class. What is drawn depends on seed, epoch and batch alone."""
     return {"image": TRAIN(sample["jpg"]), "label": int(sample["cls"].read())}
 
 

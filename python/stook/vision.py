@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 import numpy as np
 
 from . import io
+from ._random import current
 from ._resized_crop import check_filter, checked_mode, checked_size, scale_and_offset
 from ._threads_rng import rng as element_rng
 
@@ -92,7 +93,9 @@ class Transform:
         Args:
             source: What `stook.io.decode_jpeg` takes: a path, a part of a file, or bytes.
             rng: The generator to draw from. `None`: `stook.rng()`, that of the element which is
-                being made, so that what is drawn does not depend on which worker makes it.
+                being made, so that what is drawn does not depend on which worker makes it; where no
+                loader of Stook makes one, NumPy's global generator, which torch's loaders (and
+                `stook.torch.DataLoader`) seed in each of their workers.
 
         Returns:
             A new array, in a worker in shared memory: (height, width, 3) of dtype `uint8`, unless
@@ -101,9 +104,8 @@ class Transform:
         Raises:
             DecodeError: If the image cannot be decoded.
             OSError: If the file cannot be read.
-            StookError: If `rng` is `None`, something is to be drawn, and no element of a
-                loader is being made.
-            TypeError: If `source` is an array of pixels, or no source at all.
+            TypeError: If `source` is an array of pixels, or no source at all; if `rng` is no
+                generator of NumPy.
         """
         if isinstance(source, np.ndarray) and source.ndim > 1:
             raise TypeError(
@@ -163,7 +165,7 @@ class RandomResizedCrop(Transform):
         ratio: Smallest and largest width to height.
         filter: How it is resampled, with antialiasing.
         scaled_decode: Let the decoder reduce the image first where that is faster. What that
-            changes is told in `docs/jpeg.md`.
+            changes is told in `docs/resized-crops.md`.
         mode: `"RGB"`, or `"L"` for luma alone.
 
     Raises:
@@ -195,7 +197,7 @@ class RandomResizedCrop(Transform):
         _check_decoding(self.mode, self.filter)
 
     def _onto(self, plan: Plan, rng: np.random.Generator | None) -> Plan:
-        draw = element_rng() if rng is None else rng
+        draw = _generator(rng)
         width, height = int(plan.box[2]), int(plan.box[3])
         for _ in range(10):
             area = width * height * draw.uniform(*self.scale)
@@ -315,7 +317,7 @@ class RandomHorizontalFlip(Transform):
             raise ValueError(f"p must be a probability, from 0 to 1, not {self.p}")
 
     def _onto(self, plan: Plan, rng: np.random.Generator | None) -> Plan:
-        draw = element_rng() if rng is None else rng
+        draw = _generator(rng)
         return replace(plan, flip=plan.flip != bool(draw.random() < self.p))
 
 
@@ -432,6 +434,16 @@ class Compose(Transform):
         for transform in self.transforms:
             plan = transform._onto(plan, rng)
         return plan
+
+
+def _generator(rng: np.random.Generator | None) -> np.random.Generator:
+    if rng is None:
+        if current.element is not None:
+            return element_rng()
+        return np.random.Generator(np.random.get_bit_generator())  # type: ignore[attr-defined]
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"rng must be a numpy.random.Generator or None, not {rng!r}")
+    return rng
 
 
 def _size(size: int | tuple[int, int]) -> tuple[int, int]:

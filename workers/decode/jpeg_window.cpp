@@ -59,6 +59,28 @@ bool is_smoothed(const jpeg_decompress_struct& cinfo) {
   return false;
 }
 
+#if JPEG_LIB_VERSION >= 70
+int block_side(const jpeg_component_info& component) { return component.DCT_h_scaled_size; }
+int least_side(const jpeg_decompress_struct& cinfo) { return cinfo.min_DCT_h_scaled_size; }
+#else
+int block_side(const jpeg_component_info& component) { return component.DCT_scaled_size; }
+int least_side(const jpeg_decompress_struct& cinfo) { return cinfo.min_DCT_scaled_size; }
+#endif
+
+/// Whether libjpeg can leave out columns. Where colour is shrunk less than luma and still has to be
+/// upsampled, as with 4x2 sampling and a divisor of 2, it takes the wrong ones (2.1.5).
+bool can_crop(const jpeg_decompress_struct& cinfo) {
+  const int least = least_side(cinfo);
+  for (int c = 0; c < cinfo.num_components; ++c) {
+    const jpeg_component_info& component = cinfo.comp_info[c];
+    const int side = block_side(component);
+    const bool full = component.h_samp_factor * side == cinfo.max_h_samp_factor * least &&
+                      component.v_samp_factor * side == cinfo.max_v_samp_factor * least;
+    if (side != least && !full) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void JpegDecoder::State::expect_end_of_image() {
@@ -89,7 +111,11 @@ Error JpegDecoder::begin_window(const JpegOptions& options, const JpegWindow& wi
     from = window.left > margin ? window.left - margin : 0;
     JDIMENSION wide = std::max(window.right + margin - from, kLeastWidth);
     wide = std::min(wide, s.cinfo.output_width - from);
-    jpeg_crop_scanline(&s.cinfo, &from, &wide);
+    if (can_crop(s.cinfo)) {
+      jpeg_crop_scanline(&s.cinfo, &from, &wide);
+    } else {
+      from = 0;
+    }
     // One skip, at the start: later ones have given stale rows in some versions of libjpeg-turbo.
     if (window.top > 0) jpeg_skip_scanlines(&s.cinfo, window.top);
   });

@@ -282,3 +282,16 @@ def test_threads_read_at_the_same_time() -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_ctrl_c_between_the_names_is_not_taken_for_a_bad_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Interrupted:  # as a signal handler that runs while a name is decoded
+        @staticmethod
+        def charmap_decode(*_: Any) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("encodings.cp437.codecs", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stook.io.load_npz(npz(a=np.zeros(3)))

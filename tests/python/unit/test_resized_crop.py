@@ -179,6 +179,22 @@ def test_mean_and_std(jpeg: bytes) -> None:
     np.testing.assert_allclose(one, (luma / 255 - 0.5) / 0.25, rtol=0, atol=1e-6)
 
 
+SAMPLINGS = ["1x1", "2x1", "1x2", "2x2", "4x1", "1x4", "4x2", "2x4", "2x2,1x2,2x1"]
+
+
+@needs_tools
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_scaled_windows_are_those_of_the_whole(sampling: str) -> None:
+    height, width = 192, 256
+    data = cjpeg(picture(height, width), f"-sample {sampling}")
+    for divisor in (2, 4, 8):
+        whole = decode_resized_crop(data, None, (height // divisor, width // divisor))
+        for left, top, right, bottom in ((3, 2, 9, 7), (0, 1, 5, 6), (13, 0, 32, 24)):
+            box = tuple(divisor * edge for edge in (left, top, right, bottom))
+            got = decode_resized_crop(data, box, (bottom - top, right - left))
+            np.testing.assert_array_equal(got, whole[top:bottom, left:right])
+
+
 CODINGS = ["-sample 1x1", "-sample 1x2", "-sample 4x1", "-progressive", "-arithmetic", "-restart 1"]
 
 

@@ -13,7 +13,6 @@ from test_io import TINY
 
 import stook
 from stook import vision
-from stook.errors import StookError
 
 Array = np.ndarray[Any, Any]
 
@@ -227,10 +226,16 @@ def test_what_is_drawn_depends_on_the_element_alone() -> None:
     assert {plan.flip for plan in plans[0]} == {False, True}
 
 
-def test_outside_of_a_loader_a_generator_is_needed() -> None:
-    with pytest.raises(StookError, match=r"stook.rng\(\)"):
-        vision.RandomResizedCrop(8).plan(width=30, height=30)
-    vision.CenterCrop(8).plan(width=30, height=30)  # which draws nothing
+def test_outside_of_a_loader_numpys_global_generator_is_drawn_from() -> None:
+    crop = vision.RandomResizedCrop(8)
+    plans = []
+    for seed in (3, 3, 4):
+        np.random.seed(seed)  # as torch does in the workers of its loaders
+        plans.append([crop.plan(width=300, height=200) for _ in range(3)])
+    assert plans[0] == plans[1] != plans[2]
+    assert len({plan.box for plan in plans[0]}) == 3
+    with pytest.raises(TypeError, match=r"rng must be a numpy\.random\.Generator or None, not 5"):
+        crop.plan(width=30, height=30, rng=5)  # type: ignore[arg-type]
 
 
 def test_pixels_are_no_source() -> None:
