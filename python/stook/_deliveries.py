@@ -68,14 +68,13 @@ class Deliveries:
         self._pending: TooManyErrors | None = None
 
     def begin(self) -> None:
-        """To be called before anything is delivered.
+        """To be called before anything is delivered; again, if that was interrupted.
 
         Raises:
           TooManyErrors: What failed up to the last element was too much; the pass is over.
         """
         if self._pending is not None:
-            pending, self._pending = self._pending, None
-            raise pending
+            raise self._pending
 
     def restart(self) -> None:
         """The pass goes on elsewhere; what has failed is counted on."""

@@ -187,10 +187,13 @@ class Dealt(Iterator[Any]):
                 " be run through again"
             )
         try:
-            return next(self._jobs)
+            # Not next(): behind a call Ctrl-C could come, with the job gone and the generator well.
+            for job in self._jobs:
+                return job
         except KeyboardInterrupt:
             self._is_broken = True
             raise
+        raise StopIteration
 
 
 def count_elements(items: int, batch_size: int | None, drop_remainder: bool) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ._async_iteration import ABSENT, Waiters
 from ._deliveries import CLOSED
+from ._handing import HandingIterator
 from ._iterator import LoaderIterator
 from ._threads_crew import GRACE_SECONDS, LONGEST_SLEEP, end_if_forked
 from .errors import StookError
@@ -49,6 +50,7 @@ class _Work:
         # On a reentrant lock: a finalizer may close the iterator in the middle of it.
         self.changed = threading.Condition()
         self.ready: deque[tuple[bool, Any, _Where]] = deque()
+        self.fetching = iter(self.ready.popleft, None)
         self.thread: threading.Thread | None = None
         self.is_parked = True  # neither in the iterator under it nor in the function
         self.pauses = 0
@@ -115,12 +117,12 @@ class _Work:
             thread.join(GRACE_SECONDS)
 
 
-class PrefetchIterator(LoaderIterator):
+class PrefetchIterator(HandingIterator):
     """A pass whose elements another iterator gives, after a function was run on them."""
 
     def __init__(self, inner: LoaderIterator, function: Callable[[Any], Any], depth: int) -> None:
         work = self._work = _Work(inner, function, depth)
-        self._where = _where(inner)
+        self._begin_at(_where(inner))
         self._loader = inner._loader
         self._pass = inner._pass
         self._pass.hand_over(self)
@@ -128,54 +130,38 @@ class PrefetchIterator(LoaderIterator):
         # Not __del__: also when the interpreter exits.
         self._end = weakref.finalize(self, work.end)
 
-    def __next__(self) -> Any:
-        # Nobody else is told: all that there is to hear of is told when it becomes ready.
-        try:
-            return self._give(self._await())
-        finally:
-            del self  # which a traceback would hold
-
-    def _await(self) -> tuple[bool, Any]:
+    def _prepare(self) -> None:
         self._check_process()
         work = self._work
         with work.changed:
-            while True:
-                found = self._take()
-                if found is not None:
-                    return found
+            while not self._fetch():
                 work.changed.notify_all()  # Ctrl-C may have come before that was done
                 work.changed.wait(LONGEST_SLEEP)
 
-    def _look(self) -> Any:
+    def _prepare_at_once(self) -> Any:
+        # Nobody else is told: all that there is to hear of is told when it becomes ready.
         self._check_process()
         with self._work.changed:
-            if not self._work.ready and self._take() is None:
-                return ABSENT
-            return self._give(self._await())
+            return None if self._fetch() else ABSENT
 
-    def _give(self, found: tuple[bool, Any]) -> Any:
-        success, value = found
-        if success:
-            return value
-        try:
-            raise value
-        finally:
-            del self, found, value  # which the traceback would hold
-
-    def _take(self) -> tuple[bool, Any] | None:
-        """Under the lock: what is ready, or `None`; starts the thread if there is none."""
+    def _fetch(self) -> bool:
+        """Under the lock: has what is ready in hand; starts the thread if there is none."""
         work = self._work
+        if self._hand:
+            return True
         if work.ready:
-            success, value, self._where = work.ready.popleft()
+            for outcome in work.fetching:  # not popleft(): behind a call it could be lost
+                self._hand.append(outcome)
+                break
             work.changed.notify_all()
-            return success, value
+            return True
         if self._where[2]:
-            return False, StopIteration()
+            raise StopIteration
         if work.over:
             raise StookError(CLOSED)
         if work.thread is None:
             self._start()
-        return None
+        return False
 
     def _start(self) -> None:
         work = self._work
@@ -198,24 +184,26 @@ class PrefetchIterator(LoaderIterator):
         # A pass that came to its end has no thread any more, and may be set back.
         if not self._where[2]:
             self._end()
+            self._hand.clear()
 
     def stats(self) -> LoaderStats:
         """The counts of the iterator under it: of what was taken ahead, too."""
         return self._work.inner.stats()
 
     def delivered(self) -> tuple[int, list[int]]:
-        return self._where[:2]
+        found: tuple[int, list[int]] = self._where[:2]
+        return found
 
     def next_item(self) -> tuple[int, int, int]:
-        next_item = self._where[3]
-        assert next_item is not None  # asked for only where the jobs are such
+        next_item: tuple[int, int, int] = self._where[3]
         return next_item
 
     def _is_closed(self) -> bool:
         return self._work.over
 
     def _has_ended(self) -> bool:
-        return self._where[2]
+        ended: bool = self._where[2]
+        return ended
 
     def _waiters(self) -> Waiters:
         return self._work.waiters
@@ -249,4 +237,4 @@ class PrefetchIterator(LoaderIterator):
             inner = work.inner
             inner._restart(jobs, skip)
             work.ready.clear()
-            self._where = _where(inner)
+            self._begin_at(_where(inner))

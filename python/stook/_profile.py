@@ -201,20 +201,27 @@ class _TimedJobs:
     def __init__(self, jobs: Iterator[Any], record: Callable[[int, int], None]) -> None:
         self._jobs = jobs
         self._record = record
+        self._job: Any = None  # that was drawn and not given: Ctrl-C came in between
 
     def __iter__(self) -> _TimedJobs:
         return self
 
     def __next__(self) -> Any:
         begin = time.perf_counter_ns()
-        try:
-            job = next(self._jobs)
-        except StopIteration:
-            raise
-        except BaseException:
+        if self._job is None:
+            try:
+                for drawn in self._jobs:  # without a call behind which it could be lost
+                    self._job = drawn
+                    break
+                else:
+                    raise StopIteration
+            except StopIteration:
+                raise
+            except BaseException:
+                self._record(SOURCE, begin)
+                raise
             self._record(SOURCE, begin)
-            raise
-        self._record(SOURCE, begin)
+        job, self._job = self._job, None
         return job
 
 

@@ -50,68 +50,92 @@ class ProgressIterator(ThroughIterator):
         self._inner = inner
         self._total = total
         self._bar_class = bar
-        self._count = _elements_before(inner)
-        self._waited = 0.0
-        self._started = time.perf_counter()
-        self._next_figures = 0.0
-        self._bar: Any = None
-        self._close_bar: Any = None
-        inner._before_report(weakref.WeakMethod(self._end_bar))
-        self._open_bar()
-
-    def _open_bar(self) -> None:
-        self._bar = self._bar_class(
-            total=self._total, initial=self._count, unit="element", dynamic_ncols=True
-        )
+        self._bar = _Bar(bar, total, _elements_before(inner))
         # Not __del__: a bar must also be closed when the interpreter exits in the middle.
         self._close_bar = weakref.finalize(self, self._bar.close)
+        self._waited = 0.0
+        self._asked = self._came = self._started = time.perf_counter()
+        self._clock = iter(time.perf_counter, None)
+        self._next_figures = 0.0
+        self._error: BaseException | None = None  # to be raised: Ctrl-C came before
+        inner._before_report(weakref.WeakMethod(self._end_bar))
+        self._bar.open()
 
     def __next__(self) -> Any:
-        before = time.perf_counter()
+        self._begin_waiting()
         try:
-            element = next(self._inner)
-        except BaseException:
-            self._waited += time.perf_counter() - before
-            self._end_bar()
+            for element in self._inner:
+                # Without a call, behind which Ctrl-C could come: it is shown when the next one is
+                # asked for, or the bar is closed.
+                for now in self._clock:
+                    self._came = now
+                    self._bar.taken += 1
+                    return element
+        except KeyboardInterrupt:
+            self._end_waiting()
             raise
-        self._show(before)
-        return element
+        except BaseException as error:
+            self._error = error
+            self._fail()
+        self._end_waiting()
+        raise StopIteration
 
     async def __anext__(self) -> Any:
-        before = time.perf_counter()
+        self._begin_waiting()
         try:
             element = await self._inner.__anext__()
         except BaseException:
-            self._waited += time.perf_counter() - before
-            self._end_bar()
+            self._end_waiting()
             raise
-        self._show(before)
+        for now in self._clock:
+            self._came = now
+            self._bar.taken += 1
+            break
         return element
 
-    def _show(self, before: float) -> None:
-        now = time.perf_counter()
-        self._waited += now - before
-        if self._bar is None:
-            self._open_bar()
-        self._count += 1
-        if now >= self._next_figures:
-            self._show_figures(now)
-        self._bar.update(1)
+    def _begin_waiting(self) -> None:
+        if self._error is not None:
+            self._raise_again()
+        self._waited += self._came - self._asked
+        now = self._asked = self._came = time.perf_counter()
+        if self._bar.shown < self._bar.taken:
+            self._bar.open()
+            if now >= self._next_figures:
+                self._show_figures(now)
+            self._bar.show()
+
+    def _end_waiting(self) -> None:
+        self._came = time.perf_counter()
+        self._end_bar()
+
+    def _fail(self) -> None:
+        self._end_waiting()
+        self._raise_again()
+
+    def _raise_again(self) -> None:
+        error, self._error = self._error, None
+        try:
+            assert error is not None
+            raise error
+        finally:
+            del self, error  # which a traceback would hold
 
     def _show_figures(self, now: float) -> None:
         self._next_figures = now + _SECONDS_BETWEEN_FIGURES
+        waited = self._waited + self._came - self._asked
         seconds = max(now - self._started, 1e-9)
-        self._bar.set_postfix_str(
+        self._bar.bar.set_postfix_str(
             f"{self._inner.stats().bytes / 1e6 / seconds:.1f} MB/s,"
-            f" waiting {100 * self._waited / seconds:.0f} %",
+            f" waiting {100 * waited / seconds:.0f} %",
             refresh=False,
         )
 
     def _end_bar(self) -> None:
-        if self._bar is not None:
+        if self._bar.bar is None and self._bar.shown < self._bar.taken:
+            self._bar.open()
+        if self._bar.bar is not None:
             self._show_figures(time.perf_counter())
-            self._close_bar()
-            self._bar = None
+            self._bar.close()
 
     def _prefetch_to(self, function: Callable[[Any], Any], depth: int) -> LoaderIterator:
         # The bar shows what the trainer takes.
@@ -141,11 +165,45 @@ class ProgressIterator(ThroughIterator):
 
     def _begin_again(self) -> None:
         self._end_bar()  # the next element opens another
-        self._count = _elements_before(self._inner)
+        self._error = None
+        self._bar.taken = self._bar.shown = _elements_before(self._inner)
 
     def profile(self, trace: str | os.PathLike[str] | None = None) -> LoaderProfile:
         """That of the iterator under it."""
         return self._inner.profile(trace)
+
+
+class _Bar:
+    """A bar that is opened, closed and opened again. It is held by who closes it at the end, too.
+
+    Attributes:
+      bar: What the user sees, while it is open.
+      taken: Elements that there are to show.
+      shown: Those that are shown.
+    """
+
+    def __init__(self, kind: Any, total: int | None, count: int) -> None:
+        self._kind = kind
+        self._total = total
+        self.bar: Any = None
+        self.taken = self.shown = count
+
+    def open(self) -> None:
+        if self.bar is None:
+            self.bar = self._kind(
+                total=self._total, initial=self.shown, unit="element", dynamic_ncols=True
+            )
+
+    def show(self) -> None:
+        count, self.shown = self.taken - self.shown, self.taken
+        if count:
+            self.bar.update(count)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.show()
+            bar, self.bar = self.bar, None
+            bar.close()
 
 
 def _elements_before(iterator: LoaderIterator) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ._jobs import Dealing, Dealt, Jobs, Plan
@@ -123,17 +123,19 @@ class _ShardedJobs(Jobs):
                 continue
             number = self._number
             shard = number % shards
-            self._number += 1
             # If all are over and some are not delivered, more is asked for to no purpose: what
             # comes of the next epoch must not come before them.
             if self._is_beyond(number) and not all_over:
+                self._number += 1
                 continue
+            # In an order in which Ctrl-C in between leaves the pass standing where it is.
             ordinal = self._first + len(self._records)
             self._records.append((self._epoch, number))
+            self._number = number + 1
             self._forget_delivered()
             if number in self._early:
-                self._early.remove(number)
                 self._skip.append(ordinal)
+                self._early.remove(number)
                 continue
             yield self._epoch, number, [shards] * size, shard % workers
         self._ended = True
@@ -182,7 +184,7 @@ class _ShardedJobs(Jobs):
         for ordinal, (epoch, number) in enumerate(list(self._records), self._first):
             if ordinal < lowest or ordinal in delivered or epoch != self._epoch:
                 continue
-            if not self._is_beyond(number):
+            if not self._is_beyond(number) and number not in self._early:
                 return number
         return None
 
@@ -235,27 +237,51 @@ class ShardedIterator(ThroughIterator):
         self._inner = inner
         self._jobs: Any = None  # those of its pass; others once it went on at a state
         self._kept_back = 0
+        # To be raised: Ctrl-C came before.
+        self._error: WorkerDied | ElementTimeout | None = None
 
     def __next__(self) -> Any:
-        return self._first_of(self._inner.__next__)
+        if self._error is not None:
+            self._raise_again()
+        try:
+            for element in self._inner:
+                match element:  # without a call, behind which Ctrl-C could come
+                    case Over():
+                        self._note(element)
+                    case _:
+                        return element
+        except (WorkerDied, ElementTimeout) as error:
+            self._error = error
+            self._raise_again()
+        raise StopIteration
 
     def _look(self) -> Any:
-        return self._first_of(self._inner._look)
-
-    def _first_of(self, take: Callable[[], Any]) -> Any:
-        """What `take` gives that is not such an answer."""
+        if self._error is not None:
+            self._raise_again()
         while True:
             try:
-                element = take()
+                element = self._inner._look()
             except (WorkerDied, ElementTimeout) as error:
-                if error.index is not None:
-                    self._its_jobs().lost(error.index)
-                raise
+                self._error = error
+                self._raise_again()
             if type(element) is not Over:
                 return element
-            self._its_jobs().over(element)
-            self._kept_back += 1
-            self._loader._kept_back += 1
+            self._note(element)
+
+    def _note(self, found: Over) -> None:
+        self._its_jobs().over(found)
+        self._kept_back += 1
+        self._loader._kept_back += 1
+
+    def _raise_again(self) -> None:
+        error: Any = self._error
+        try:
+            if error.index is not None:
+                self._its_jobs().lost(error.index)
+            self._error = None
+            raise error
+        finally:
+            del self, error  # which the traceback would hold
 
     def _its_jobs(self) -> Any:
         # After a state was set not the pass's: of that another iterator may hear, which takes from
@@ -266,6 +292,7 @@ class ShardedIterator(ThroughIterator):
         super()._restart(jobs, skip)
         assert isinstance(jobs, Dealt)
         self._jobs = jobs.dealer
+        self._error = None
 
     def stats(self) -> LoaderStats:
         stats = super().stats()

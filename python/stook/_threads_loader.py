@@ -16,7 +16,7 @@ from ._async_iteration import ABSENT, SOON, Waiters
 from ._deliveries import CLOSED, Counts, Deliveries
 from ._element_errors import SKIP
 from ._filled_plan import FilledPlan
-from ._iterator import LoaderIterator
+from ._handing import HandingIterator
 from ._locks import renew_lock_in_child
 from ._state import ordinals
 from ._task import LoaderTask
@@ -91,7 +91,7 @@ class LoaderThreads:
             self._crew.join(GRACE_SECONDS)
 
 
-class ThreadIterator(LoaderIterator):
+class ThreadIterator(HandingIterator):
     """A pass whose elements come from threads."""
 
     _lock: Any  # see _locks.py
@@ -107,10 +107,7 @@ class ThreadIterator(LoaderIterator):
         draws: GlobalDraws | None,
         skip: Sequence[int] = (),
     ) -> None:
-        self._jobs: Iterator[Any] | None = jobs  # None once it has ended
-        self._filled = jobs if isinstance(jobs, FilledPlan) else None
         self._void: list[Job] = []  # that threads may have in hand still
-        self._source_error: BaseException | None = None  # what it ended by, to be raised last
         self._shared = shared
         self._crew = crew
         self._window = window
@@ -118,37 +115,47 @@ class ThreadIterator(LoaderIterator):
         self._deliveries = deliveries
         self._jobs_out: dict[int, Job] = {}  # dealt and not delivered
         self._draws = draws
-        self._dealt = 0  # jobs given to the threads
-        # The lowest job not delivered, from which the window is counted, and those delivered above
-        # it. Replaced as one: signal handlers and other threads read it, without a lock.
-        self._gone: tuple[int, frozenset[int]] = (0, frozenset())
-        self._skip = skip  # ordinals that are not dealt
         self._busy = False
         self._in_next = False  # a thread holds the lock until there is an element
         self._closed = False
-        self._over = False  # by too many errors
         # Threads may share one iterator; they take turns.
         renew_lock_in_child(self)
+        self._begin(jobs, skip)
 
-    def __next__(self) -> Any:
+    def _begin(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
+        self._jobs: Iterator[Any] | None = jobs  # None once it has ended
+        self._job: Any = None  # that was drawn and not dealt: Ctrl-C came in between
+        self._filled = jobs if isinstance(jobs, FilledPlan) else None
+        self._source_error: BaseException | None = None  # what it ended by, to be raised last
+        self._over = False  # by too many errors
+        self._dealt = 0  # jobs given to the threads
+        self._skip = skip  # ordinals that are not dealt
+        # The lowest job not delivered, from which the window is counted, those delivered above it,
+        # and next_item().
+        self._begin_at((0, frozenset(), self._next_item()))
+
+    def _next_item(self) -> tuple[int, int, int] | None:
+        return None if self._filled is None else self._filled.next_item()
+
+    def _prepare(self) -> None:
         try:
             with self._lock:
                 self._in_next = True
                 try:
-                    return self._take(True)
+                    self._put_in_hand(True)
                 finally:
                     self._in_next = False
         finally:
             self._shared.waiters.tell()
             del self  # which a traceback would hold
 
-    def _look(self) -> Any:
+    def _prepare_at_once(self) -> Any:
         if not self._lock.acquire(blocking=False):
             # A thread in next() tells at its end. Another look, by the loop of another thread, does
             # so if it has found something alone.
             return ABSENT if self._in_next else SOON
         try:
-            return self._take(False)
+            return None if self._put_in_hand(False) else ABSENT
         finally:
             self._lock.release()
             del self
@@ -163,72 +170,84 @@ class ThreadIterator(LoaderIterator):
         timeout = self._shared.policy.timeout
         return None if timeout is None else min(LONGEST_SLEEP, timeout)
 
-    def _take(self, may_wait: bool) -> Any:
+    def _put_in_hand(self, may_wait: bool) -> bool:
+        """Has something in hand; `False`: rather than wait."""
         if self._busy:
             raise StookError(
                 "next() was called by a signal handler, or by the source, while this thread"
                 " waits in next() of the same iterator"
             )
         self._busy = True
-        value: Any = None
         try:
-            try:
-                self._deliveries.begin()
-            except TooManyErrors:
-                self._end()
-                raise
-            while True:
-                outcome = self._next_outcome(may_wait)
-                if outcome is None:
-                    return ABSENT
-                number, success, value = outcome
-                outcome = None
-                payload = self._jobs_out.pop(number).payload
-                try:
-                    if not success:
-                        self._deliveries.fail(value, payload)
-                        raise value
-                    value = self._deliveries.take(value, payload)
-                except TooManyErrors:
-                    self._end()
-                    raise
-                if value is not SKIP:
-                    return value
+            while not self._hand:
+                if not self._look_for_one(may_wait):
+                    return False
+            return True
         finally:
             self._busy = False
-            del self, value  # which a traceback would hold
+            del self  # which a traceback would hold
 
-    def _next_outcome(self, may_wait: bool) -> tuple[int, bool, Any] | None:
+    def _look_for_one(self, may_wait: bool) -> bool:
+        """Takes what a thread has made, or only deals or waits; `False`: rather than wait."""
         shared = self._shared
         if not self._crew.is_of_this_process:
             raise StookError(_FORKED)
-        while True:
-            self._deal()
-            with shared.changed:
-                if self._closed:
-                    raise StookError(CLOSED)
-                if self._over:
+        self._deal()
+        with shared.changed:
+            if self._closed:
+                raise StookError(CLOSED)
+            if self._over:
+                raise StopIteration
+            try:
+                self._deliveries.begin()
+            except TooManyErrors as error:
+                error.__traceback__ = None  # it would hold this frame
+                self._end_by(error, self._where)
+                return True
+            number = self._next_number()
+            if number is not None:
+                self._take(number)
+                return True
+            if self._where[0] == self._dealt and self._jobs is None:
+                shared.over = True
+                if self._source_error is None:
                     raise StopIteration
-                number = self._next_number()
-                if number is not None:
-                    if self._filled is not None:
-                        self._settle(self._filled, number)
-                    # First, so that Ctrl-C in between does not leave the next call waiting for it.
-                    self._advance(number)
-                    return (number, *shared.done.pop(number))
-                if self._gone[0] == self._dealt and self._jobs is None:
-                    shared.over = True
-                    error, self._source_error = self._source_error, None
-                    raise StopIteration if error is None else error
-                if not may_wait:
-                    # What is late may be the element that is awaited.
-                    if self._give_up_late() is None or self._next_number() is None:
-                        return None
-                    continue
-                if self._draws is None:
-                    self._sleep()
-                    continue
-            self._wait_and_look(self._draws)
+                failure, self._source_error = self._source_error, None
+                self._hand.append((False, failure, self._where))
+                return True
+            if not may_wait:
+                # What is late may be the element that is awaited.
+                return self._give_up_late() is not None and self._next_number() is not None
+            if self._draws is None:
+                self._sleep()
+                return True
+        self._wait_and_look(self._draws)
+        return True
+
+    def _take(self, number: int) -> None:
+        """Under the pass's lock: from what is made to what is in hand, if it is not left out."""
+        if self._filled is not None:
+            self._settle(self._filled, number)
+        success, value = self._shared.done[number]
+        payload = self._jobs_out[number].payload
+        where = (*self._gone_with(number), self._next_item())
+        try:
+            if success:
+                value = self._deliveries.take(value, payload)
+            else:
+                self._deliveries.fail(value, payload)
+        except TooManyErrors as error:
+            error.__traceback__ = None  # it would hold this frame
+            self._end_by(error, where)
+        else:
+            # Without a call: all of it is done, or nothing is and this job comes again.
+            del self._shared.done[number], self._jobs_out[number]
+            if value is SKIP and success:
+                self._where = where
+            else:
+                self._hand.append((success, value, where))
+        finally:
+            del value  # which holds this frame, if it is an error
 
     def _settle(self, filled: FilledPlan, number: int) -> None:
         """Under the pass's lock: what was dealt behind a batch is void if it has taken more."""
@@ -247,16 +266,17 @@ class ThreadIterator(LoaderIterator):
                 del self._jobs_out[later]
             self._shared.done.pop(later, None)
         self._dealt = number + 1
+        self._job = None
         self._jobs = filled
 
-    def _end(self) -> None:
-        """The pass is over before its time."""
-        with self._shared.changed:
-            self._jobs = None
-            self._over = self._shared.over = True
-            self._shared.done.clear()
-            self._jobs_out.clear()
-            self._void.clear()
+    def _end_by(self, error: BaseException, where: Any) -> None:
+        """Under the pass's lock: it is over before its time."""
+        self._jobs = None
+        self._over = self._shared.over = True
+        self._hand.append((False, error, where))  # in one step with what is above it
+        self._shared.done.clear()
+        self._jobs_out.clear()
+        self._void.clear()
 
     def _wait_and_look(self, draws: GlobalDraws) -> None:
         shared = self._shared
@@ -312,8 +332,9 @@ class ThreadIterator(LoaderIterator):
         if shared.policy.takes_losses:
             again = Job(job.epoch, job.position, job.payload)
             again.losses = (*job.losses, (item, None, 0, 0, 1, True, False))
+            call = partial(make, shared, number, again)
             self._jobs_out[number] = again
-            self._crew.jobs.put(partial(make, shared, number, again))
+            self._crew.jobs.put(call)
             return
         index = shared.task.index_of(job.position, job.payload, item)
         error = ElementTimeout(job.position, timeout, None, index)
@@ -323,42 +344,49 @@ class ThreadIterator(LoaderIterator):
         """The number of the element to deliver, if it is there."""
         done = self._shared.done
         if self._ordered:
-            lowest = self._gone[0]
+            lowest = self._where[0]
             return lowest if lowest in done else None
         return next(iter(done), None)
 
-    def _advance(self, number: int) -> None:
-        lowest, ahead = self._gone
+    def _gone_with(self, number: int) -> tuple[int, frozenset[int]]:
+        """The lowest job not delivered, and those above it that are, when this one is."""
+        lowest: int = self._where[0]
+        ahead: frozenset[int] = self._where[1]
         if number != lowest:
-            self._gone = lowest, ahead | {number}
-            return
+            return lowest, ahead | {number}
         lowest += 1
         if ahead:
             while lowest in ahead:
                 lowest += 1
             ahead = frozenset(other for other in ahead if other > lowest)
-        self._gone = lowest, ahead
+        return lowest, ahead
 
     def _deal(self) -> None:
         """Gives the threads as many jobs as the window allows."""
-        while self._jobs is not None and self._dealt - self._gone[0] < self._window:
+        while self._jobs is not None and self._dealt - self._where[0] < self._window:
             if self._closed:
                 return
             try:
-                job = next(self._jobs)
-            except StopIteration:
-                self._jobs = None
-                return
+                if self._job is None:
+                    for drawn in self._jobs:  # not next(): behind a call it could be lost
+                        self._job = drawn
+                        break
+                    else:
+                        self._jobs = None
+                        return
             except KeyboardInterrupt:  # not the source's, but for now
                 raise
             except BaseException as error:
                 self._jobs = None
                 self._source_error = error
                 return
-            dealt = Job(*job)
-            self._jobs_out[self._dealt] = dealt
-            self._crew.jobs.put(partial(make, self._shared, self._dealt, dealt))
-            self._dealt += 1
+            number, dealt = self._dealt, Job(*self._job)
+            call = partial(make, self._shared, number, dealt)
+            # From here to the end nothing is called that is not C: all is done, or nothing is.
+            self._jobs_out[number] = dealt
+            self._dealt = number + 1
+            self._job = None
+            self._crew.jobs.put(call)
 
     def close(self) -> None:
         # Without the iterator's lock, which a thread that waits in next() holds.
@@ -372,21 +400,23 @@ class ThreadIterator(LoaderIterator):
                 shared.done.clear()
                 self._jobs_out.clear()
                 self._void.clear()
+                self._hand.clear()
                 shared.changed.notify_all()
                 shared.waiters.tell()
 
     def delivered(self) -> tuple[int, list[int]]:
-        return ordinals(self._skip, *self._gone)
+        lowest, ahead, _ = self._where
+        return ordinals(self._skip, lowest, ahead)
 
     def next_item(self) -> tuple[int, int, int]:
-        assert self._filled is not None
-        return self._filled.next_item()
+        next_item: tuple[int, int, int] = self._where[2]
+        return next_item
 
     def _is_closed(self) -> bool:
         return self._closed
 
     def _has_ended(self) -> bool:
-        return self._shared.over and not self._closed
+        return self._shared.over and not self._closed and not self._hand
 
     def _at_standstill(self, call: Callable[[], None]) -> None:
         with self._lock:
@@ -409,13 +439,7 @@ class ThreadIterator(LoaderIterator):
             self._jobs_out.clear()
             self._void.clear()
             self._shared = Shared(before.task, before.waiters)
-            self._jobs = jobs
-            self._filled = jobs if isinstance(jobs, FilledPlan) else None
-            self._source_error = None
-            self._over = False
-            self._dealt = 0
-            self._gone = 0, frozenset()
-            self._skip = skip
+            self._begin(jobs, skip)
             self._deliveries.restart()
             before.waiters.tell()  # who waits deals the new jobs
 

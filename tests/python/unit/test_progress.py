@@ -63,8 +63,8 @@ def test_elements_and_errors_are_those_without_a_bar(bars: list[Bar]) -> None:
         next(elements)
     assert (bars[0].count, bars[0].closed) == (1, 1), "closed before the traceback is printed"
     assert next(elements) == 2
-    assert (bars[1].settings["initial"], bars[1].count) == (1, 2)
     assert list(elements) == []
+    assert (bars[1].settings["initial"], bars[1].count) == (1, 2)
     assert [bar.closed for bar in bars] == [1, 1]
 
 
