@@ -10,8 +10,9 @@ is an `Over` in the place of that element, which the iterator keeps from the con
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ._jobs import Dealing, Dealt, Jobs, Plan
@@ -91,12 +92,19 @@ class _ShardedJobs(Jobs):
         self._first = 0
         self._most_records = _FEWEST_JOBS
         self._lost: dict[int, tuple[int, int]] = {}  # of a shard: last step lost, lost in a row
+        # Of epochs that are dealt to the end: `_counts`. A trainer may be behind who takes.
+        self._past: dict[int, dict[int, int]] = {}
+        self._taker: Callable[[], Any] | None = None
         self._ended = False
 
     @property
     def skip(self) -> Sequence[int]:
         """It grows as the dealing comes to them."""
         return self._skip
+
+    def taken_by(self, taker: Callable[[], Any]) -> None:
+        """Takes a weak reference to who asks for jobs: with `prefetch_to` ahead of the trainer."""
+        self._taker = taker
 
     # ---- dealing ---------------------------------------------------------------------------------
 
@@ -108,24 +116,25 @@ class _ShardedJobs(Jobs):
         size = self._dealing.plan.batch_size or 1
         begun_at = self._number
         while self._end is None or self._epoch < self._end:
-            all_over = len(self._counts) == shards
+            all_over = self._is_through(self._number, self._counts)
             if all_over and self._next_waiting() is None:
                 if self._end is None and not begun_at and not any(self._counts.values()):
                     raise ValueError(
                         f"{_OWNER}: no shard of the source {_shown(self._dealing.source)} gave an"
                         f" element in epoch {self._epoch}, and num_epochs=None would ask for ever"
                     )
-                self._epoch += 1
-                self._number = begun_at = 0
-                self._counts = {}
-                self._early = set()
-                self._lost = {}
+                begun_at = 0
+                early: set[int] = set()
+                # In one step: no call in between, so that a place that is asked for is one of both.
+                self._past[self._epoch] = self._counts
+                self._epoch, self._number = self._epoch + 1, 0
+                self._counts, self._early, self._lost = {}, early, {}
                 continue
             number = self._number
             shard = number % shards
             # If all are over and some are not delivered, more is asked for to no purpose: what
             # comes of the next epoch must not come before them.
-            if self._is_beyond(number) and not all_over:
+            if self._is_beyond(number, self._counts) and not all_over:
                 self._number += 1
                 continue
             # In an order in which Ctrl-C in between leaves the pass standing where it is.
@@ -154,11 +163,18 @@ class _ShardedJobs(Jobs):
         if in_a_row >= _MOST_LOST:
             self._counts.setdefault(shard, step + 1)
 
-    def _is_beyond(self, number: int) -> bool:
+    def _is_beyond(self, number: int, counts: dict[int, int]) -> bool:
         """True if the shard of that number is known to have ended before it."""
         step, shard = divmod(number, self._shards)
-        count = self._counts.get(shard)
+        count = counts.get(shard)
         return count is not None and step >= count
+
+    def _is_through(self, number: int, counts: dict[int, int]) -> bool:
+        """True if every shard is known to have ended before its first number from this one on."""
+        # All may have ended and some of theirs be left: of the pass that a state was taken from.
+        return len(counts) == self._shards and all(
+            self._is_beyond(following, counts) for following in range(number, number + self._shards)
+        )
 
     def _forget_delivered(self) -> None:
         if len(self._records) <= self._most_records or self._iterator is None:
@@ -171,20 +187,26 @@ class _ShardedJobs(Jobs):
             self._records.popleft()
             self._first += 1
         self._most_records = max(_FEWEST_JOBS, 2 * len(self._records))
+        oldest = self._records[0][0] if self._records else self._epoch
+        self._past = {epoch: counts for epoch, counts in self._past.items() if epoch >= oldest}
 
     def _next_waiting(self) -> int | None:
-        """The lowest number of this epoch that was dealt, is there, and was not delivered."""
-        iterator = self._iterator() if self._iterator is not None else None
-        if iterator is None:
+        """The lowest number of this epoch that was dealt, is there, and was not taken."""
+        # Not of the trainer: who waits here for it would wait in next(), where set_state() waits
+        # for who is there, and would not see that what it has not taken was left out.
+        taker = self._taker() if self._taker is not None else None
+        if taker is None:
             return None
-        return self._lowest_waiting(*iterator.delivered())
+        lowest, ahead = taker.delivered()
+        return self._lowest_waiting(lowest, set(ahead), self._epoch, self._counts, self._early)
 
-    def _lowest_waiting(self, lowest: int, ahead: Sequence[int] | None) -> int | None:
-        delivered = set(ahead or ())
-        for ordinal, (epoch, number) in enumerate(list(self._records), self._first):
-            if ordinal < lowest or ordinal in delivered or epoch != self._epoch:
+    def _lowest_waiting(
+        self, lowest: int, ahead: set[int], epoch: int, counts: dict[int, int], early: set[int]
+    ) -> int | None:
+        for ordinal, (of_epoch, number) in enumerate(list(self._records), self._first):
+            if ordinal < lowest or ordinal in ahead or of_epoch != epoch:
                 continue
-            if not self._is_beyond(number) and number not in self._early:
+            if not self._is_beyond(number, counts) and number not in early:
                 return number
         return None
 
@@ -196,34 +218,47 @@ class _ShardedJobs(Jobs):
         ahead: list[int] | None = None,
         next_item: tuple[int, int, int] | None = None,
     ) -> Place:
-        position = self._lowest_waiting(lowest, ahead)
-        if position is None:
-            if len(self._counts) == self._shards:
-                return dataclasses.replace(
-                    self.start,
-                    epoch=self._epoch + 1,
-                    position=0,
-                    ahead=(),
-                    over=(),
-                )
-            position = self._number
-            while self._is_beyond(position) or position in self._early:
-                position += 1
         delivered = set(ahead or ())
-        early = set(self._early)
-        for ordinal, (epoch, number) in enumerate(list(self._records), self._first):
-            if epoch == self._epoch and (ordinal in delivered or ordinal < lowest):
-                early.add(number)
+        # The present epoch first: it may become a past one meanwhile, and then is found there.
+        epoch, number, counts, early = self._epoch, self._number, self._counts, self._early
+        for past, of_past in list(self._past.items()):
+            position = self._lowest_waiting(lowest, delivered, past, of_past, set())
+            if position is not None:
+                return self._place_at(past, position, of_past, set(), lowest, delivered)
+        position = self._lowest_waiting(lowest, delivered, epoch, counts, early)
+        if position is None:
+            if self._is_through(number, counts):
+                return dataclasses.replace(
+                    self.start, epoch=epoch + 1, position=0, ahead=(), over=()
+                )
+            position = number
+            while self._is_beyond(position, counts) or position in early:
+                position += 1
+        return self._place_at(epoch, position, counts, early, lowest, delivered)
+
+    def _place_at(
+        self,
+        epoch: int,
+        position: int,
+        counts: dict[int, int],
+        early: set[int],
+        lowest: int,
+        delivered: set[int],
+    ) -> Place:
+        behind = set(early)
+        for ordinal, (of_epoch, number) in enumerate(list(self._records), self._first):
+            if of_epoch == epoch and (ordinal in delivered or ordinal < lowest):
+                behind.add(number)
         return dataclasses.replace(
             self.start,
-            epoch=self._epoch,
+            epoch=epoch,
             position=position,
             ahead=tuple(
                 number - position
-                for number in sorted(early)
-                if number > position and not self._is_beyond(number)
+                for number in sorted(behind)
+                if number > position and not self._is_beyond(number, counts)
             ),
-            over=tuple(sorted(self._counts.items())),
+            over=tuple(sorted(counts.items())),
         )
 
     def is_end(self, place: Place) -> bool:
@@ -241,6 +276,8 @@ class ShardedIterator(ThroughIterator):
         self._error: WorkerDied | ElementTimeout | None = None
 
     def __next__(self) -> Any:
+        if self._jobs is None:
+            self._begin(self._pass.jobs)
         if self._error is not None:
             self._raise_again()
         try:
@@ -256,6 +293,8 @@ class ShardedIterator(ThroughIterator):
         raise StopIteration
 
     def _look(self) -> Any:
+        if self._jobs is None:
+            self._begin(self._pass.jobs)
         if self._error is not None:
             self._raise_again()
         while True:
@@ -269,7 +308,7 @@ class ShardedIterator(ThroughIterator):
             self._note(element)
 
     def _note(self, found: Over) -> None:
-        self._its_jobs().over(found)
+        self._jobs.over(found)
         self._kept_back += 1
         self._loader._kept_back += 1
 
@@ -277,21 +316,21 @@ class ShardedIterator(ThroughIterator):
         error: Any = self._error
         try:
             if error.index is not None:
-                self._its_jobs().lost(error.index)
+                self._jobs.lost(error.index)
             self._error = None
             raise error
         finally:
             del self, error  # which the traceback would hold
 
-    def _its_jobs(self) -> Any:
-        # After a state was set not the pass's: of that another iterator may hear, which takes from
-        # this one.
-        return self._pass.jobs if self._jobs is None else self._jobs
+    def _begin(self, jobs: Any) -> None:
+        jobs.taken_by(weakref.ref(self))
+        self._jobs = jobs
 
     def _restart(self, jobs: Iterator[Any], skip: Sequence[int]) -> None:
         super()._restart(jobs, skip)
         assert isinstance(jobs, Dealt)
-        self._jobs = jobs.dealer
+        # Not the pass's: of that another iterator may hear, which takes from this one.
+        self._begin(jobs.dealer)
         self._error = None
 
     def stats(self) -> LoaderStats:

@@ -78,6 +78,33 @@ def test_a_state_within_a_source_that_workers_read(options: Any) -> None:
         assert list(ahead) == expected[4:]
 
 
+@each_way
+def test_the_thread_is_at_the_end_of_shards_and_the_trainer_is_not(options: Any) -> None:
+    def load(number: int) -> Any:
+        return stook.SKIP if number in (3, 6) else number
+
+    def new() -> stook.DataLoader:
+        return stook.DataLoader(
+            lambda shard, count: range(shard, 7, count), load, num_epochs=2, options=options
+        )
+
+    with new() as loader, new() as other:
+        expected = list(loader)
+        assert len(expected) == 10
+        for taken in range(1, 11):
+            ahead = loader.prefetch_to(lambda number: number, depth=20)
+            ahead.set_state({**ahead.get_state(), "epoch": 0, "first_epoch": 0})
+            assert [next(ahead) for _ in range(taken)] == expected[:taken]
+            for thread in prefetch_threads():
+                thread.join(30)
+            assert prefetch_threads() == []
+            state = json.loads(json.dumps(ahead.get_state()))
+            other.set_state(state)
+            assert list(other) == expected[taken:]
+            ahead.set_state(state)
+            assert list(ahead) == expected[taken:]
+
+
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_it_is_so_far_ahead_and_no_further(depth: int) -> None:
     begun = threading.Semaphore(0)
