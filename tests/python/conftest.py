@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-import numpy  # noqa: F401 - starts OpenBLAS's threads, which are no test's fault.
+import numpy  # starts OpenBLAS's threads, which are no test's fault.
 import pytest
 
 from leftovers import KINDS, RUN_MARK, Snapshot, left_since
@@ -25,6 +25,21 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 os.environ.setdefault(RUN_MARK, secrets.token_hex(8))
 
+_blas_threads = set(os.listdir("/proc/self/task")) - {str(os.getpid())}
+
+
+def _start_blas() -> None:
+    """Starts OpenBLAS's threads again, which end when the process forks.
+
+    Else they would be started by the next test that multiplies matrices, and be left behind by it.
+    """
+    global _blas_threads
+    before = set(os.listdir("/proc/self/task"))
+    if not _blas_threads <= before:
+        matrix = numpy.ones((200, 200))
+        matrix @ matrix
+        _blas_threads = set(os.listdir("/proc/self/task")) - before
+
 
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
@@ -38,6 +53,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         if not reason or not allowed or not set(allowed) <= set(KINDS):
             pytest.fail(f"leaves(reason, *kinds) needs a reason and kinds out of {KINDS}")
         kinds = [kind for kind in kinds if kind not in allowed]
+    _start_blas()
     before = Snapshot.take(kinds)
     yield
     if "stook._core" in sys.modules:
