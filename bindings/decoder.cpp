@@ -6,6 +6,7 @@
 #include "bindings/lease.h"
 #include "bindings/plain_leaf.h"
 #include "bindings/segment_object.h"
+#include "bindings/signal_handlers.h"
 #include "shm/error.h"
 #include "shm/segment.h"
 
@@ -26,11 +27,12 @@ PyObject* malformed() {
 class Decoder::Reading {
  public:
   Reading(Decoder& decoder, std::span<const std::byte> payload, const std::byte* memory,
-          const std::vector<Source>& blocks)
+          const std::vector<Source>& blocks, OwnedRef* interrupt = nullptr)
       : decoder_(decoder),
         reader_(payload.data(), payload.size()),
         memory_(memory),
-        blocks_(blocks) {}
+        blocks_(blocks),
+        interrupt_(interrupt) {}
 
   ~Reading() {
     for (PyObject* object : memo_) Py_DECREF(object);
@@ -194,7 +196,8 @@ class Decoder::Reading {
     const OwnedRef pickled(
         PyBytes_FromStringAndSize(key.data(), static_cast<Py_ssize_t>(key.size())));
     if (!pickled) return nullptr;
-    OwnedRef made(PyObject_CallOneArg(decoder_.unpickle_dtype_, pickled.get()));
+    OwnedRef made(
+        unpickle([&] { return PyObject_CallOneArg(decoder_.unpickle_dtype_, pickled.get()); }));
     if (!made) return nullptr;
     auto* descr = reinterpret_cast<PyArray_Descr*>(made.get());
     if (!PyArray_DescrCheck(made.get()) || !is_plain_dtype(descr)) {
@@ -400,9 +403,11 @@ class Decoder::Reading {
     const auto size = reader_.get<std::uint64_t>();
     const std::byte* data = reader_.take(size);
     if (data == nullptr) return malformed() != nullptr;
-    pickled_.reset(PyObject_CallFunction(decoder_.unpickle_objects_, "y#O",
-                                         reinterpret_cast<const char*>(data),
-                                         static_cast<Py_ssize_t>(size), buffers.get()));
+    pickled_.reset(unpickle([&] {
+      return PyObject_CallFunction(decoder_.unpickle_objects_, "y#O",
+                                   reinterpret_cast<const char*>(data),
+                                   static_cast<Py_ssize_t>(size), buffers.get());
+    }));
     return pickled_ && PyList_Check(pickled_.get());
   }
 
@@ -417,10 +422,20 @@ class Decoder::Reading {
     return PySequence_GetSlice(whole.get(), begin, begin + static_cast<Py_ssize_t>(bytes));
   }
 
+  // Python code of the program's, which a signal handler may end.
+  template <class Call>
+  PyObject* unpickle(Call&& call) {
+    PyObject* made = call();
+    if (made != nullptr || interrupt_ == nullptr || !handler_raised()) return made;
+    *interrupt_ = take_exception();
+    return call();
+  }
+
   Decoder& decoder_;
   EnvelopeReader reader_;
   const std::byte* memory_;
   const std::vector<Source>& blocks_;
+  OwnedRef* interrupt_;
   OwnedRef pickled_;
   std::vector<OwnedRef> segments_;  // that came with the element
   std::vector<PyObject*> memo_;     // owned
@@ -436,7 +451,7 @@ Decoder::~Decoder() {
 
 PyObject* Decoder::decode_leased(std::span<const std::byte> payload,
                                  std::span<const workers::BlockRef> blocks, shm::LeasedArena* arena,
-                                 bool copy_out) {
+                                 bool copy_out, OwnedRef* interrupt) {
   std::vector<Source> sources;
   sources.reserve(blocks.size());
   PyObject* result = nullptr;
@@ -451,7 +466,7 @@ PyObject* Decoder::decode_leased(std::span<const std::byte> payload,
   }
   if (!failed) {
     const std::byte* memory = arena != nullptr ? arena->memory().data() : nullptr;
-    result = Reading(*this, payload, memory, sources).element();
+    result = Reading(*this, payload, memory, sources, interrupt).element();
   }
   // Leases that no array took go back here.
   for (const Source& source : sources) Py_XDECREF(source.lease);

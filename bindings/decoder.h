@@ -28,10 +28,12 @@ class Decoder {
 
   // Arrays over the blocks, each of which `arena` holds leased; takes over those leases, also on
   // failure. With `copy_out`, arrays of the heap instead. nullptr with a Python error set on
-  // failure. Requires GIL; may run Python code (unpickling).
+  // failure. Requires GIL; may run Python code (unpickling). With `interrupt`, what a signal
+  // handler raises in that comes to be there, and the code is run once more: it may be set whatever
+  // is returned, and is the program's.
   PyObject* decode_leased(std::span<const std::byte> payload,
                           std::span<const workers::BlockRef> blocks, shm::LeasedArena* arena,
-                          bool copy_out);
+                          bool copy_out, OwnedRef* interrupt = nullptr);
 
   // Plain leaves, one after the other, into `list` from `at` on. False with a Python error set on
   // failure; what is not there yet then is nullptr in the list. Runs no Python code.

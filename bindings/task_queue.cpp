@@ -7,6 +7,7 @@
 
 #include "bindings/errors.h"
 #include "bindings/job_kinds.h"
+#include "bindings/signal_handlers.h"
 #include "bindings/task_function.h"
 #include "shm/error.h"
 
@@ -19,6 +20,9 @@ using workers::Manager;
 // Arguments that lie ready beyond what the workers need to stay busy.
 constexpr std::uint64_t kMostArgumentBytes = std::uint64_t{8} << 20;
 
+// For how long the main thread may encode one task before others look whether a handler keeps it.
+constexpr std::chrono::milliseconds kPatience{100};
+
 }  // namespace
 
 TaskQueue::TaskQueue(std::shared_ptr<WorkerPool> pool, PyObject* waiting, PyObject* notify,
@@ -26,7 +30,8 @@ TaskQueue::TaskQueue(std::shared_ptr<WorkerPool> pool, PyObject* waiting, PyObje
     : pool_(std::move(pool)),
       waiting_(Py_NewRef(waiting)),
       notify_(Py_NewRef(notify)),
-      on_deaths_(Py_NewRef(on_deaths)) {}
+      on_deaths_(Py_NewRef(on_deaths)),
+      main_thread_(main_thread()) {}
 
 // ------------------------------------------------------------------ jobs out
 
@@ -52,13 +57,35 @@ std::uint64_t TaskQueue::submit(PyObject* function, PyObject* payload, PyObject*
   return fed ? number : 0;
 }
 
+// Who feeds goes on with what other threads submit meanwhile, in its order. But what interrupts him
+// in his own thread (a signal handler, a finalizer, a pickle that submits) may wait for what it
+// submits, and so is fed at once; and while a signal handler has interrupted the main thread as it
+// feeds, any thread does.
+bool TaskQueue::may_feed(unsigned long me) const {
+  if (feeders_.empty() || feeders_.back() == me) return true;
+  return feeders_.back() == main_thread_ &&
+         std::chrono::steady_clock::now() - main_fed_at_ > kPatience && handler_runs();
+}
+
 bool TaskQueue::feed() {
-  // A pickle that submits, or another thread while a pickle runs: who feeds already goes on with
-  // what is pending.
-  if (feeding_) return true;
-  feeding_ = true;
+  const unsigned long me = PyThread_get_thread_ident();
+  if (pending_.empty() || !pool_->is_open() || !may_feed(me)) return true;
+  // The pool's own is in the hands of whom this interrupts.
+  const std::unique_ptr<Encoder> own = feeders_.empty() ? nullptr : pool_->make_encoder();
+  feeders_.push_back(me);
   bool ring = false;
-  bool interrupted = false;
+  const bool went_well = feed_with(own ? *own : pool_->encoder, me, ring);
+  // The last of this thread's is this one; other threads may have come or gone.
+  feeders_.erase(std::find(feeders_.rbegin(), feeders_.rend(), me).base() - 1);
+  if (!ring || !pool_->is_open()) return went_well;
+  const LockWithGil lock(pool_->mutex);
+  if (!pool_->manager.is_open()) return went_well;
+  pool_->manager.ring_workers();
+  if (!failed_.empty()) pool_->manager.wake();
+  return went_well;
+}
+
+bool TaskQueue::feed_with(Encoder& encoder, unsigned long me, bool& ring) {
   while (!pending_.empty() && pool_->is_open()) {
     {
       const LockWithGil lock(pool_->mutex);
@@ -69,18 +96,26 @@ bool TaskQueue::feed() {
         break;
       }
     }
+    if (pending_.empty()) break;  // by another thread, while this one waited for the lock
     Task task = std::move(pending_.front());
     pending_.pop_front();
     // Somebody else's sleep is not ended by what he does not know of.
-    const bool is_others = pumper_ != 0 && pumper_ != PyThread_get_thread_ident();
+    const bool is_others = pumper_ != 0 && pumper_ != me;
     const bool background = task.background;
-    if (send(task)) {
+    if (me == main_thread_) main_fed_at_ = std::chrono::steady_clock::now();
+    if (send(encoder, task)) {
       ring |= background || is_others;
-    } else if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) != 0) {
-      // Ctrl-C while an argument was pickled is the program's, and not the argument's.
-      pending_.push_front(std::move(task));
-      interrupted = true;
-      break;
+    } else if (handler_raised()) {
+      // What a signal handler raised while an argument was pickled is the program's, and not the
+      // argument's.
+      if (!closed_error_) {
+        pending_.push_front(std::move(task));
+        return false;
+      }
+      const OwnedRef interrupt = take_exception();
+      if (!deliver_failure(task, closed_error_.get(), -1)) PyErr_Clear();
+      raise_exception(interrupt.get());
+      return false;
     } else {
       task.failure = take_exception();
       ring = true;
@@ -91,18 +126,11 @@ bool TaskQueue::feed() {
       }
     }
   }
-  feeding_ = false;
-  if (!ring || !pool_->is_open()) return !interrupted;
-  const LockWithGil lock(pool_->mutex);
-  if (!pool_->manager.is_open()) return !interrupted;
-  pool_->manager.ring_workers();
-  if (!failed_.empty()) pool_->manager.wake();
-  return !interrupted;
+  return true;
 }
 
 // False with a Python error set.
-bool TaskQueue::send(Task& task) {
-  Encoder& encoder = pool_->encoder;
+bool TaskQueue::send(Encoder& encoder, Task& task) {
   switch (encoder.encode(task.payload.get(), false)) {
     case EncodeResult::kDone:
       break;

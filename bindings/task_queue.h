@@ -5,8 +5,14 @@
 // the other). Every method requires the GIL, which is also what guards the members; only sleep()
 // lets go of it. One thread at a time delivers and sleeps, in pump(); the others wait to be told
 // (stook/_task_pool.py).
+//
+// A signal handler may interrupt the main thread in any Python code that this runs, and wait for
+// the pool there in a way that this knows nothing of. While it runs, others deliver and send in its
+// place: task_queue_wait.cpp and feed() say how.
 #pragma once
 
+#include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -39,8 +45,8 @@ class TaskQueue {
   bool is_running(std::uint64_t number);
 
   // Delivers, and sleeps in between, until `done()` is true, `seconds` have passed (below 0: no
-  // limit) or the pool cannot go on. Nothing (None) if another thread is at it. A thread that calls
-  // this from a sink goes on within.
+  // limit) or the pool cannot go on. Nothing (None) if another thread is at it, or has come to be
+  // while a signal handler ran here. A thread that calls this from a sink goes on within.
   PyObject* pump(PyObject* done, double seconds);
   // Has who is in pump() look at his `done` again before he sleeps on; nobody may be.
   void wake();
@@ -49,6 +55,10 @@ class TaskQueue {
   // does is to have workers told of jobs.
   bool arm();
 
+  // The main thread is in pump(), and has been found to be in a signal handler: lets another thread
+  // have its place. Nothing if it is asleep there, and so delivers.
+  void pass_on();
+
   // Has every worker end in good order once the tasks before this are done; `sink` hears of each.
   void retire_workers(PyObject* function, PyObject* sink);
   // Gives every task to its sink as failed.
@@ -56,13 +66,18 @@ class TaskQueue {
   // Ends every process; wakes who sleeps, and returns when he is awake.
   void close();
 
-  std::uint64_t outstanding() const noexcept { return outstanding_; }
+  // Without those that a signal handler has interrupted as they were delivered: it may wait until
+  // there are no others.
+  std::uint64_t outstanding() const noexcept {
+    return outstanding_ - std::min(outstanding_, set_aside_);
+  }
   std::uint64_t outstanding_in_background() const noexcept { return in_background_; }
   WorkerPool& pool() noexcept { return *pool_; }
 
   int traverse(visitproc visit, void* arg) const;
   void drop_all();
   bool is_pumped() const noexcept { return pumper_ != 0; }
+  bool is_pumped_by_main() const noexcept { return pumper_ != 0 && pumper_ == main_thread_; }
   // Why the pool cannot go on; borrowed, or nullptr.
   PyObject* broken() const noexcept { return broken_.get(); }
 
@@ -84,14 +99,20 @@ class TaskQueue {
   // Returns how many jobs it was, or -1 with the Python error set that a signal handler raised. The
   // pumper alone may call it (task_queue_wait.cpp says why).
   int deliver();
+  bool still_pumps(unsigned long thread);
+  void set_mains_aside();
   bool sleep(double seconds);
+  bool check_signals(bool came);
+  bool others_feed() const;
   bool pump_until(PyObject* done, double seconds, bool& is_done);
   int deliver_some();
   void set_broken() { broken_ = take_error(); }
   static OwnedRef take_error();
   bool notify();
   bool feed();
-  bool send(Task& task);
+  bool may_feed(unsigned long me) const;
+  bool feed_with(Encoder& encoder, unsigned long me, bool& ring);
+  bool send(Encoder& encoder, Task& task);
   void finish(Task task);
   void add_pending_first(Task task);
   bool take(TakenOutcome& taken);
@@ -100,7 +121,7 @@ class TaskQueue {
   bool deliver_failure(Task& task, PyObject* error, Py_ssize_t items);
   bool call_sink(const Task& task, PyObject* const* arguments, std::size_t count);
   OwnedRef take_undecodable();
-  OwnedRef make_error(const TakenOutcome& taken);
+  OwnedRef make_error(const TakenOutcome& taken, OwnedRef& interrupt);
   void requeue_rest(Task task, Py_ssize_t done);
   bool look_around();
 
@@ -119,7 +140,19 @@ class TaskQueue {
   OwnedRef broken_;
   unsigned long pumper_ = 0;  // Python's number of the thread
   OwnedRef closed_error_;     // what fail_all() was called with
-  bool feeding_ = false;      // a thread encodes, which runs Python code
+  const unsigned long main_thread_;
+  bool asleep_ = false;  // the pumper
+  // Those who deliver a task, of which each was interrupted by the next one.
+  struct Delivery {
+    unsigned long thread;
+    bool is_set_aside;
+  };
+  std::vector<Delivery> deliveries_;
+  std::uint64_t set_aside_ = 0;
+  class Delivering;
+  // Threads that encode, which runs Python code: each was interrupted by the next one.
+  std::vector<unsigned long> feeders_;
+  std::chrono::steady_clock::time_point main_fed_at_;
   bool armed_ = false;
   bool woken_ = false;  // since the last look at `done`
   // Held, without the GIL, for the length of a sleep.

@@ -142,6 +142,12 @@ PyObject* wake(PyObject* self, PyObject*) {
   Py_RETURN_NONE;
 }
 
+PyObject* pass_on(PyObject* self, PyObject*) {
+  if (!check_process(self)) return nullptr;
+  queue_of(self).pass_on();
+  Py_RETURN_NONE;
+}
+
 PyObject* fileno(PyObject* self, PyObject*) {
   if (!check_process(self)) return nullptr;
   return PyLong_FromLong(queue_of(self).pool().manager.descriptor());
@@ -157,6 +163,10 @@ PyObject* get_in_background(PyObject* self, void*) {
 
 PyObject* get_is_pumped(PyObject* self, void*) {
   return PyBool_FromLong(queue_of(self).is_pumped() ? 1 : 0);
+}
+
+PyObject* get_is_pumped_by_main(PyObject* self, void*) {
+  return PyBool_FromLong(queue_of(self).is_pumped_by_main() ? 1 : 0);
 }
 
 PyObject* get_broken(PyObject* self, void*) {
@@ -213,6 +223,8 @@ PyMethodDef methods[] = {
     {"pump", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(pump)), METH_FASTCALL,
      "pump(done, seconds): delivers until done() is true; None if another thread is at it."},
     {"wake", wake, METH_NOARGS, "Has who sleeps in pump() look at his done() again."},
+    {"pass_on", pass_on, METH_NOARGS,
+     "Lets others pump in the main thread's place, which is in a signal handler."},
     {"arm", arm, METH_NOARGS, "True if nothing is there, and what comes makes fileno() readable."},
     {"retire_workers", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(retire_workers)),
      METH_FASTCALL,
@@ -229,6 +241,8 @@ PyGetSetDef properties[] = {
     {"outstanding_in_background", get_in_background, nullptr,
      "Those that were submitted with background=True.", nullptr},
     {"is_pumped", get_is_pumped, nullptr, "True while a thread is in pump().", nullptr},
+    {"is_pumped_by_main", get_is_pumped_by_main, nullptr, "True while the main thread is.",
+     nullptr},
     {"broken", get_broken, nullptr, "Why the pool cannot go on, or None.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };

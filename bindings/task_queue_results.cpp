@@ -7,6 +7,7 @@
 
 #include "bindings/errors.h"
 #include "bindings/job_kinds.h"
+#include "bindings/signal_handlers.h"
 #include "bindings/task_queue.h"
 #include "shm/error.h"
 
@@ -19,10 +20,50 @@ using workers::Manager;
 // Jobs that one deliver() hands out before its caller can look whether his own is done.
 constexpr int kMostAtOnce = 64;
 
-// An exception of the signal handler's, which is not the sink's.
-bool is_interrupt() { return PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) != 0; }
+// What `call` returns. If a signal handler has raised in it, `interrupt` is that error, the
+// program's, and the call is made again: whose result it makes is to have it nevertheless.
+template <class Call>
+OwnedRef unless_interrupted(Call&& call, OwnedRef& interrupt) {
+  OwnedRef result(call());
+  if (result || !handler_raised()) return result;
+  interrupt = take_exception();
+  return OwnedRef(call());
+}
+
+// Sets an interrupt in the place of the error that may be set, if there is one; else says whether
+// all went well.
+bool pass_on_interrupt(bool went_well, const OwnedRef& interrupt) {
+  if (!interrupt) return went_well;
+  if (!went_well) PyErr_Clear();
+  raise_exception(interrupt.get());
+  return false;
+}
 
 }  // namespace
+
+// While a task is being delivered. Others may begin and end within, and also in other threads.
+class TaskQueue::Delivering {
+ public:
+  explicit Delivering(TaskQueue& queue) : queue_(queue), thread_(PyThread_get_thread_ident()) {
+    queue.deliveries_.push_back({thread_, false});
+  }
+  ~Delivering() {
+    auto& all = queue_.deliveries_;
+    const auto mine =
+        std::find_if(all.rbegin(), all.rend(),
+                     [this](const Delivery& delivery) { return delivery.thread == thread_; })
+            .base() -
+        1;
+    if (mine->is_set_aside) --queue_.set_aside_;
+    all.erase(mine);
+  }
+  Delivering(const Delivering&) = delete;
+  Delivering& operator=(const Delivering&) = delete;
+
+ private:
+  TaskQueue& queue_;
+  unsigned long thread_;
+};
 
 bool TaskQueue::take(TakenOutcome& taken) {
   const LockWithGil lock(pool_->mutex);
@@ -36,14 +77,16 @@ bool TaskQueue::take(TakenOutcome& taken) {
 }
 
 int TaskQueue::deliver() {
+  const unsigned long me = pumper_;
   const int delivered = deliver_some();
   if (delivered < 0) return -1;
-  if (!look_around()) return -1;
+  if (still_pumps(me) && !look_around()) return -1;
   return feed() ? delivered : -1;
 }
 
 int TaskQueue::deliver_some() {
   int delivered = 0;
+  const unsigned long me = pumper_;
   TakenOutcome taken;
   try {
     if (std::exchange(armed_, false) && pool_->is_open()) {
@@ -54,8 +97,9 @@ int TaskQueue::deliver_some() {
         manager.end_sleep(Manager::sleep(glance, nullptr));
       }
     }
-    while (delivered < kMostAtOnce && !broken_) {
+    while (delivered < kMostAtOnce && !broken_ && still_pumps(me)) {
       if (!failed_.empty()) {
+        const Delivering delivering(*this);
         Task task = std::move(failed_.front());
         failed_.pop_front();
         ++delivered;
@@ -78,6 +122,7 @@ int TaskQueue::deliver_some() {
       in_flight_.erase(found);
       job_of_.erase(task.number);
       argument_bytes_ -= task.argument_bytes;
+      const Delivering delivering(*this);
       // Before the sink, which may be long: the workers go on meanwhile.
       const bool fed = feed();
       const OwnedRef interrupt = fed ? OwnedRef() : take_exception();
@@ -111,7 +156,7 @@ bool TaskQueue::look_around() {
   if (has_news) {
     const OwnedRef done(PyObject_CallMethod(pool_->functions.ptr(), "drain_side_channel", nullptr));
     if (!done) {
-      if (is_interrupt()) return false;
+      if (handler_raised()) return false;
       PyErr_WriteUnraisable(pool_->functions.ptr());
     }
   }
@@ -124,7 +169,7 @@ bool TaskQueue::look_around() {
   }
   const OwnedRef done(PyObject_CallOneArg(on_deaths_.get(), list.get()));
   if (done) return true;
-  if (is_interrupt()) return false;
+  if (handler_raised()) return false;
   PyErr_WriteUnraisable(on_deaths_.get());
   return true;
 }
@@ -142,19 +187,22 @@ OwnedRef TaskQueue::take_undecodable() {
   return error;
 }
 
-OwnedRef TaskQueue::make_error(const TakenOutcome& taken) {
+OwnedRef TaskQueue::make_error(const TakenOutcome& taken, OwnedRef& interrupt) {
   const workers::Outcome& outcome = taken.outcome;
-  PyObject* error = nullptr;
-  if (outcome.kind == workers::OutcomeKind::kWorkerDied) {
-    error = PyObject_CallMethod(pool_->functions.ptr(), "task_died", "IiiO", outcome.worker,
-                                static_cast<int>(outcome.pid), outcome.status,
-                                outcome.out_of_memory ? Py_True : Py_False);
-  } else {
-    error = PyObject_CallMethod(pool_->functions.ptr(), "task_error", "y#",
-                                reinterpret_cast<const char*>(taken.payload.data()),
-                                static_cast<Py_ssize_t>(taken.payload.size()));
-  }
-  return error != nullptr ? OwnedRef(error) : take_exception();
+  PyObject* functions = pool_->functions.ptr();
+  OwnedRef error = unless_interrupted(
+      [&] {
+        if (outcome.kind == workers::OutcomeKind::kWorkerDied) {
+          return PyObject_CallMethod(functions, "task_died", "IiiO", outcome.worker,
+                                     static_cast<int>(outcome.pid), outcome.status,
+                                     outcome.out_of_memory ? Py_True : Py_False);
+        }
+        return PyObject_CallMethod(functions, "task_error", "y#",
+                                   reinterpret_cast<const char*>(taken.payload.data()),
+                                   static_cast<Py_ssize_t>(taken.payload.size()));
+      },
+      interrupt);
+  return error ? std::move(error) : take_exception();
 }
 
 bool TaskQueue::deliver_outcome(Task task, TakenOutcome& taken) {
@@ -166,30 +214,31 @@ bool TaskQueue::deliver_outcome(Task task, TakenOutcome& taken) {
     pool_->moved += moved;
     pool_->copied += outcome.copied + outcome.moved - moved;
     if (has_items(task.kind)) return deliver_items(std::move(task), taken);
-    const OwnedRef value(
-        pool_->decoder.decode_leased(taken.payload, taken.blocks, outcome.arena, taken.copy_out));
+    OwnedRef interrupt;
+    const OwnedRef value(pool_->decoder.decode_leased(taken.payload, taken.blocks, outcome.arena,
+                                                      taken.copy_out, &interrupt));
     if (!value) {
       const OwnedRef error = take_undecodable();
-      return deliver_failure(task, error.get(), -1);
+      return pass_on_interrupt(deliver_failure(task, error.get(), -1), interrupt);
     }
     PyObject* arguments[] = {Py_True, value.get()};
     const bool went_well = call_sink(task, arguments, 2);
     finish(std::move(task));
-    return went_well;
+    return pass_on_interrupt(went_well, interrupt);
   }
   for (const workers::BlockRef& block : taken.blocks) outcome.arena->release(block.id);
   pool_->errors += 1;
-  const OwnedRef error = make_error(taken);
-  if (!has_items(task.kind) || outcome.kind != workers::OutcomeKind::kWorkerDied ||
-      outcome.begun == 0) {
-    return deliver_failure(task, error.get(), -1);
+  OwnedRef interrupt;
+  const OwnedRef error = make_error(taken, interrupt);
+  const auto begun = static_cast<Py_ssize_t>(outcome.begun);
+  if (!has_items(task.kind) || outcome.kind != workers::OutcomeKind::kWorkerDied || begun == 0 ||
+      begun >= PyList_GET_SIZE(task.payload.get())) {
+    return pass_on_interrupt(deliver_failure(task, error.get(), -1), interrupt);
   }
   // The items behind the one that was running have not run.
-  const auto begun = static_cast<Py_ssize_t>(outcome.begun);
-  if (begun >= PyList_GET_SIZE(task.payload.get())) return deliver_failure(task, error.get(), -1);
-  if (!deliver_failure(task, error.get(), begun)) return false;
+  const bool went_well = deliver_failure(task, error.get(), begun);
   requeue_rest(std::move(task), begun);
-  return true;
+  return pass_on_interrupt(went_well, interrupt);
 }
 
 bool TaskQueue::deliver_items(Task task, TakenOutcome& taken) {
@@ -210,6 +259,7 @@ bool TaskQueue::deliver_items(Task task, TakenOutcome& taken) {
   OwnedRef results(PyList_New(whole ? static_cast<Py_ssize_t>(count) : 0));
   OwnedRef errors;
   if (!results) whole = false;
+  OwnedRef interrupt;
   std::vector<workers::BlockRef> own;
   ItemHeader header{};
   for (std::uint64_t i = 0; whole && i < count; i += header.count) {
@@ -241,13 +291,17 @@ bool TaskQueue::deliver_items(Task task, TakenOutcome& taken) {
     OwnedRef value;
     OwnedRef error;
     if (header.kind == kOneItem) {
-      value.reset(pool_->decoder.decode_leased(item, own, arena, taken.copy_out));
+      value.reset(pool_->decoder.decode_leased(item, own, arena, taken.copy_out, &interrupt));
       if (!value) error = take_undecodable();
     } else {
       pool_->errors += 1;
-      error.reset(PyObject_CallMethod(pool_->functions.ptr(), "task_error", "y#",
-                                      reinterpret_cast<const char*>(item.data()),
-                                      static_cast<Py_ssize_t>(item.size())));
+      error = unless_interrupted(
+          [&] {
+            return PyObject_CallMethod(pool_->functions.ptr(), "task_error", "y#",
+                                       reinterpret_cast<const char*>(item.data()),
+                                       static_cast<Py_ssize_t>(item.size()));
+          },
+          interrupt);
       if (!error) error = take_exception();
     }
     if (error) {
@@ -268,7 +322,7 @@ bool TaskQueue::deliver_items(Task task, TakenOutcome& taken) {
     for (std::uint64_t i = made_at; i < blocks.size(); ++i) arena->release(blocks[i].id);
     set_stook_error("StookError", "a worker published malformed results");
     const OwnedRef error = take_exception();
-    return deliver_failure(task, error.get(), -1);
+    return pass_on_interrupt(deliver_failure(task, error.get(), -1), interrupt);
   }
   PyObject* arguments[] = {Py_True, results.get(), errors ? errors.get() : Py_None};
   const bool went_well = call_sink(task, arguments, 3);
@@ -278,7 +332,7 @@ bool TaskQueue::deliver_items(Task task, TakenOutcome& taken) {
   } else {
     finish(std::move(task));
   }
-  return went_well;
+  return pass_on_interrupt(went_well, interrupt);
 }
 
 void TaskQueue::requeue_rest(Task task, Py_ssize_t done) {

@@ -13,13 +13,20 @@
 // 3. Who leaves pump() tells all in `waiting`, and those look whether somebody pumps after they
 //    have put themselves there, all under the GIL. An event loop that hears it delivers and arms;
 //    one that armed while there was a pumper hears of his leaving.
+//
+// A signal handler that interrupts the pumper, who then is the main thread, may wait for what
+// another thread is to deliver. So the place of the pumper can be lost, wherever his Python code
+// runs: he gives it up where he looks for signals himself, and where a handler comes elsewhere
+// (while a sink runs, or a result is unpickled), those who wait find out after a while and have
+// him pass it on (pass_on). After any Python code he looks whether the place is his, takes it again
+// if it is free, and else leaves. What he has delivered meanwhile he tells who has his place.
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <cstdint>
 #include <mutex>
 
 #include "bindings/errors.h"
+#include "bindings/signal_handlers.h"
 #include "bindings/task_queue.h"
 #include "shm/error.h"
 
@@ -27,12 +34,39 @@ namespace stook::bindings {
 
 using workers::Manager;
 
+namespace {
+
+// The longest sleep of the main thread, and of who waits for it to send. A signal whose handler has
+// run in another thread, or before the sleep, does not end it.
+constexpr std::int64_t kLookNanoseconds = 200'000'000;
+
+}  // namespace
+
 bool TaskQueue::notify() {
   if (PyList_GET_SIZE(waiting_.get()) == 0) return true;
   const OwnedRef done(PyObject_CallNoArgs(notify_.get()));
-  if (!done && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) == 0)
-    PyErr_WriteUnraisable(notify_.get());
+  if (!done && !handler_raised()) PyErr_WriteUnraisable(notify_.get());
   return PyErr_Occurred() == nullptr;
+}
+
+bool TaskQueue::still_pumps(unsigned long thread) {
+  if (pumper_ == 0) pumper_ = thread;
+  return pumper_ == thread;
+}
+
+void TaskQueue::pass_on() {
+  if (!is_pumped_by_main() || asleep_) return;
+  pumper_ = 0;
+  set_mains_aside();
+}
+
+// A signal handler has interrupted all that the main thread delivers.
+void TaskQueue::set_mains_aside() {
+  for (Delivery& delivery : deliveries_) {
+    if (delivery.thread != main_thread_ || delivery.is_set_aside) continue;
+    delivery.is_set_aside = true;
+    ++set_aside_;
+  }
 }
 
 PyObject* TaskQueue::pump(PyObject* done, double seconds) {
@@ -40,49 +74,49 @@ PyObject* TaskQueue::pump(PyObject* done, double seconds) {
   const bool nested = pumper_ == me;
   if (pumper_ != 0 && !nested) Py_RETURN_NONE;
   pumper_ = me;
+  if (nested && me == main_thread_ && handler_runs()) set_mains_aside();
   bool is_done = false;
   const bool went_well = pump_until(done, seconds, is_done);
+  OwnedRef error = went_well ? OwnedRef() : take_exception();
+  const bool lost = pumper_ != me;
   woken_ = true;  // whom this is nested in looks again
-  // What was delivered before a failure may be another thread's, and whom this is nested in need
-  // not fail of it.
-  if (nested && !went_well) {
-    const OwnedRef error = take_exception();
-    if (!notify()) PyErr_Clear();
-    raise_exception(error.get());
-  }
-  if (!nested) {
+  if (lost) {
+    wake();
+  } else if (!nested) {
     pumper_ = 0;
-    // Whoever waits takes over, whatever happened here.
-    PyObject* error = went_well ? nullptr : take_exception().release();
-    if (!notify()) {
-      if (error == nullptr) return nullptr;
-      PyErr_Clear();
-    }
-    if (error != nullptr) {
-      const OwnedRef owned(error);
-      raise_exception(error);
-    }
   }
-  return went_well ? PyBool_FromLong(is_done ? 1 : 0) : nullptr;
+  // Whoever waits takes over, whatever happened here. What was delivered before a failure may be
+  // another thread's, and whom this is nested in need not fail of it.
+  if ((lost || !nested || error) && !notify()) {
+    if (!error) return nullptr;
+    PyErr_Clear();
+  }
+  if (error) {
+    raise_exception(error.get());
+    return nullptr;
+  }
+  if (lost && !is_done) Py_RETURN_NONE;
+  return PyBool_FromLong(is_done ? 1 : 0);
 }
 
 bool TaskQueue::pump_until(PyObject* done, double seconds, bool& is_done) {
   using Clock = std::chrono::steady_clock;
   const auto begin = Clock::now();
-  for (;;) {
+  const unsigned long me = pumper_;
+  while (still_pumps(me)) {
     woken_ = false;
     const OwnedRef answer(PyObject_CallNoArgs(done));
     const int truth = answer ? PyObject_IsTrue(answer.get()) : -1;
     if (truth < 0) return false;
     is_done = truth != 0;
-    if (is_done || broken_) return true;
+    if (is_done || broken_ || !still_pumps(me)) return true;
     const int delivered = deliver();
     if (delivered < 0) return false;
     if (delivered > 0) {
       if (!notify()) return false;
       continue;
     }
-    if (broken_ || !pool_->is_open()) return true;
+    if (broken_ || !pool_->is_open() || !still_pumps(me)) return true;
     double left = -1;
     if (seconds >= 0) {
       left = seconds - std::chrono::duration<double>(Clock::now() - begin).count();
@@ -94,37 +128,44 @@ bool TaskQueue::pump_until(PyObject* done, double seconds, bool& is_done) {
       return true;
     }
   }
+  return true;
+}
+
+// Runs signal handlers, in the place of nobody: others pump meanwhile. `came`: a signal did, so
+// those who wait are told.
+bool TaskQueue::check_signals(bool came) {
+  const unsigned long me = pumper_;
+  if (me != main_thread_) return true;
+  pumper_ = 0;
+  const bool went_well = (!came || notify()) && PyErr_CheckSignals() == 0;
+  if (pumper_ == 0) pumper_ = me;
+  return went_well;
+}
+
+// Somebody else sends what is pending, and may be kept from it.
+bool TaskQueue::others_feed() const {
+  return !pending_.empty() && !feeders_.empty() && feeders_.back() != pumper_;
 }
 
 bool TaskQueue::sleep(double seconds) {
   constexpr double kLongest = 1e9;
   const bool bounded = seconds >= 0 && seconds < kLongest;
+  const unsigned long me = pumper_;
   const auto until = std::chrono::steady_clock::now() +
                      std::chrono::nanoseconds(bounded ? static_cast<std::int64_t>(seconds * 1e9)
                                                       : std::int64_t{0});
-  // The first sleep is short, so that a short one costs no changes of the signal mask.
+  // The first sleep is short: so it has no limit to look at beside its own.
   bool long_wait = false;
   for (;;) {
-    sigset_t before;
-    if (long_wait) {
-      // A signal that arrives between the look at Python's flags and the sleep must end the sleep.
-      sigset_t all;
-      sigfillset(&all);
-      pthread_sigmask(SIG_SETMASK, &all, &before);
-      if (PyErr_CheckSignals() != 0) {
-        pthread_sigmask(SIG_SETMASK, &before, nullptr);
-        return false;
-      }
-    }
+    if (long_wait && !check_signals(false)) return false;
     // After the signal handlers, which may have delivered what is waited for.
-    if (woken_ || !pool_->is_open() || !failed_.empty()) {
-      if (long_wait) pthread_sigmask(SIG_SETMASK, &before, nullptr);
-      return true;
-    }
+    if (!still_pumps(me) || woken_ || !pool_->is_open() || !failed_.empty()) return true;
     Manager::WaitEnd end = Manager::WaitEnd::kProgress;
     bool out_of_time = false;
     bool failed = false;
     shm::Error failure(shm::ErrorCode::kBroken, "");
+    const bool looks = long_wait && (me == main_thread_ || others_feed());
+    asleep_ = true;
     {
       const WithoutGil without_gil;
       const std::lock_guard sleeping(sleep_mutex_);
@@ -136,6 +177,10 @@ bool TaskQueue::sleep(double seconds) {
           if (pool_->is_open()) plan = manager.begin_sleep(false, long_wait);
         }
         if (plan.needed) {
+          if (looks && (!plan.bounded || plan.nanoseconds > kLookNanoseconds)) {
+            plan.bounded = true;
+            plan.nanoseconds = kLookNanoseconds;
+          }
           if (bounded) {
             const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(
                 until - std::chrono::steady_clock::now());
@@ -146,7 +191,7 @@ bool TaskQueue::sleep(double seconds) {
               out_of_time = true;
             }
           }
-          const Manager::Waking waking = Manager::sleep(plan, long_wait ? &before : nullptr);
+          const Manager::Waking waking = Manager::sleep(plan, nullptr);
           const std::lock_guard lock(pool_->mutex);
           end = manager.end_sleep(waking);
         } else {
@@ -158,7 +203,7 @@ bool TaskQueue::sleep(double seconds) {
         failed = true;
       }
     }
-    if (long_wait) pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    asleep_ = false;
     if (failed) {
       set_python_error(failure);
       set_broken();
@@ -168,25 +213,26 @@ bool TaskQueue::sleep(double seconds) {
       case Manager::WaitEnd::kProgress:
         return true;
       case Manager::WaitEnd::kInterrupted:
-        return PyErr_CheckSignals() == 0;
+        return check_signals(true);
       case Manager::WaitEnd::kSideChannel: {
         const OwnedRef done(
             PyObject_CallMethod(pool_->functions.ptr(), "drain_side_channel", nullptr));
-        if (!done && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) == 0)
-          PyErr_WriteUnraisable(pool_->functions.ptr());
+        if (!done && !handler_raised()) PyErr_WriteUnraisable(pool_->functions.ptr());
         return PyErr_Occurred() == nullptr;
       }
       case Manager::WaitEnd::kTimeOut:
-        if (out_of_time) return PyErr_CheckSignals() == 0;
+        if (out_of_time) return check_signals(false);
+        // To send in the place of who was found to be interrupted, see feed().
+        if (looks && me != main_thread_) return true;
         long_wait = true;
     }
   }
 }
 
 void TaskQueue::wake() {
-  if (pumper_ == 0) return;
   // Both: the bell ends a sleep; a look at the manager's news on the way there takes the bell away.
-  woken_ = true;
+  woken_ = true;  // also where the pumper has given his place up for a signal handler
+  if (pumper_ == 0) return;
   if (pumper_ != PyThread_get_thread_ident() && pool_->is_open()) pool_->manager.wake();
 }
 

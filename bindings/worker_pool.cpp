@@ -63,6 +63,12 @@ WorkerPool::WorkerPool(const workers::ManagerOptions& options, int socket, int s
       decoder(attribute(functions, "unpickle_objects").ptr(),
               attribute(functions, "unpickle_dtype").ptr()) {}
 
+std::unique_ptr<Encoder> WorkerPool::make_encoder() {
+  return std::make_unique<Encoder>(*this, encoder.min_shared_bytes(),
+                                   attribute(functions, "pickle_objects").ptr(),
+                                   attribute(functions, "pickle_dtype").ptr());
+}
+
 std::optional<BlockSource::Destination> WorkerPool::allocate(std::uint64_t size) {
   const LockWithGil lock(mutex);
   if (!manager.is_open()) return std::nullopt;

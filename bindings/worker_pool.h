@@ -87,6 +87,8 @@ class WorkerPool : public BlockSource {
   std::uint64_t offset_of(const void*) override { return 0; }
   void discard(const workers::BlockRef& block) override;
 
+  std::unique_ptr<Encoder> make_encoder();
+
   // Workers are started one by one, when there are more tasks than workers.
   const bool starts_on_demand;
   workers::Manager manager;
@@ -94,7 +96,7 @@ class WorkerPool : public BlockSource {
   // while Python code runs.
   std::mutex mutex;
   py::object functions;  // stook._parent: what the parent does in Python
-  Encoder encoder;       // GIL
+  Encoder encoder;       // GIL. One encode() at a time; who interrupts it makes his own
   Decoder decoder;       // GIL
   HeldSegments held;     // of items that workers may not have opened yet. GIL
 

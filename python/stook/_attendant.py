@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ._signal_handlers import main_thread
+
 if TYPE_CHECKING:  # asyncio is imported by who uses it
     from ._event_loop import LoopLink, LoopLinks
     from ._futures import FuturePool
@@ -31,6 +33,9 @@ __all__ = ["Attendant"]
 _GRACE = 0.004
 _LINGER = 12  # graces without anything new, then it goes to sleep
 _TAKE_OVER = 0.05  # for how long an event loop that waits for results may leave them there
+# The same for the main thread, which a signal handler may keep from them: it waits for some in ways
+# that nobody is told of.
+_MAIN_TAKE_OVER = 0.1
 _INSTANT = 0.001
 _PATIENCE = 10  # instants
 # For how long a future's lock is waited for, if none was found taken for good; and the pause
@@ -62,11 +67,14 @@ class Attendant:
         self.visits = 0
         self._is_watched = False
         self._impatient: set[object] = set()
+        self._main = main_thread()
+        self._impatient_mains: set[object] = set()  # those of them that are the main thread
         self._loops: LoopLinks | None = None
         # Where it sleeps: written by this thread, read by those who may have to ring.
         self._is_inside = False  # in the pool
         self._steps_aside = False  # there, until somebody else waits
         self._is_resting = False  # until those who wait have gone
+        self._has_ended = False
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     # ---- what others tell it ---------------------------------------------------------------------
@@ -93,11 +101,16 @@ class Attendant:
         """The calling thread waits for a result, and so may deliver; `go` has to follow."""
         self.visits -= 1  # submit() counts the other way: it changes, whatever happens
         self._impatient.add(visitor)
+        if threading.get_ident() == self._main:
+            self._impatient_mains.add(visitor)
+            if self._is_resting:
+                self.ring()
         self.step_aside()
 
     def go(self, visitor: object) -> None:
         """It does so no more."""
         self._impatient.discard(visitor)
+        self._impatient_mains.discard(visitor)
         if self._is_resting:
             self.ring()
 
@@ -109,7 +122,10 @@ class Attendant:
     def call_back(self, future: TaskFuture) -> None:
         """Has the callbacks of a future called, soon."""
         self._to_call.append(future)
-        self.ring()
+        if self._has_ended:  # which interrupted a thread that was about to tell it
+            self._call_back_all()
+        else:
+            self.ring()
 
     def let_call_back(self, callbacks: deque[Any]) -> None:
         """Gives callbacks the time to run, as they nearly always have in the original.
@@ -153,6 +169,7 @@ class Attendant:
             self._pool.fail(error)
             raise
         finally:
+            self._has_ended = True  # before the last look at who is to be called back
             self._pool.leave()
             self._publish_late()
             self._call_back_all()
@@ -188,6 +205,7 @@ class Attendant:
                 outstanding, visits = tasks.outstanding, self.visits
                 self._sleep(_TAKE_OVER)
                 if tasks.outstanding == outstanding and visits == self.visits:
+                    tasks.pass_handlers()
                     tasks.deliver()
             elif self._impatient or visits != self.visits:
                 graces = graces + 1 if visits == self.visits else 0
@@ -195,11 +213,15 @@ class Attendant:
                 if graces < _LINGER:
                     self._sleep(_GRACE)
                 else:
-                    # Who goes from here on rings; who went before is seen.
+                    # Who goes from here on rings, and the main thread if it comes; who did before
+                    # is seen.
                     self._is_resting = True
                     if self._impatient:
-                        self._sleep(None)
+                        self._sleep(_MAIN_TAKE_OVER if self._impatient_mains else None)
                     self._is_resting = False
+                    if self._impatient_mains:
+                        tasks.pass_handlers()
+                        tasks.deliver()  # nothing, unless it was kept from it
             else:
                 self._steps_aside = True
                 self._deliver(self._is_not_needed)
@@ -228,8 +250,9 @@ class Attendant:
             self._bell.get(timeout=seconds)
 
     def _call_back_all(self) -> None:
-        while self._to_call:
-            self._to_call.popleft()._invoke_callbacks()
+        with contextlib.suppress(IndexError):  # another thread has called the last one
+            while self._to_call:
+                self._to_call.popleft()._invoke_callbacks()
 
     def _publish_late(self) -> None:
         for _ in range(len(self._late)):

@@ -19,6 +19,7 @@ import types
 from typing import Any
 
 from ._pickling import pickle_error
+from ._signal_handlers import raised_by_one
 from .errors import RemoteError, StookError, add_note
 
 __all__ = ["decode_error", "encode_error", "is_undecodable", "mark_undecodable"]
@@ -57,6 +58,8 @@ def decode_error(payload: bytes) -> BaseException:
         except KeyboardInterrupt:  # the user's Ctrl-C: a worker's is inside an ElementError
             raise
         except BaseException as failure:
+            if raised_by_one(failure):
+                raise
             reason = f"its pickle cannot be read ({type(failure).__name__}: {_text_of(failure)})"
     if not isinstance(error, BaseException):
         return RemoteError(f"{name} was raised in a worker, and {reason}. It was:\n{text}", name)
@@ -123,7 +126,9 @@ def _put_together(parts: bytes) -> BaseException | None:
             setattr(error, name, value)
     except KeyboardInterrupt:
         raise
-    except BaseException:
+    except BaseException as failure:
+        if raised_by_one(failure):
+            raise
         return None
     return error
 

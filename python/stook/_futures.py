@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from ._attendant import Attendant
 from ._error_payload import is_undecodable
 from ._futures_exit import AFTER_EXIT, enter, is_exiting, join, leave
+from ._signal_handlers import raised_by_one
 from ._task_future import ItemsCall, ItemsFuture, TaskFuture
 from ._task_pool import _CALL, _CHUNK, _STAR, Death, TaskPool
 from .errors import PoolBroken, RemoteError, WorkerDied
@@ -143,7 +144,7 @@ class FuturePool:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if self.tasks._forked:
+            if self.tasks._forked or raised_by_one(error):
                 raise
             return _Unsendable(error)
 

@@ -26,6 +26,7 @@ from . import _main_names
 from ._main_values import SendingPickler, pickle_by_name
 from ._memory_maps import reduce_mapped
 from ._picklers import Pickler
+from ._signal_handlers import raised_by_one
 from .errors import StookError
 
 __all__ = [
@@ -240,7 +241,9 @@ def dump_function(function: Any) -> bytes:
     """
     try:
         return pickle_by_name(function) or _dumps(function)
-    except Exception:
+    except Exception as error:
+        if raised_by_one(error):
+            raise
         dump_for_workers({"function": function})  # raises, and says why
         raise
 
@@ -260,6 +263,8 @@ def dump_for_workers(
     try:
         data = _dumps(parts, buffers)
     except Exception as error:
+        if raised_by_one(error):
+            raise
         path, culprit = _find_culprit(parts)
         raise StookError(
             f"{path} cannot be sent to worker processes: {_shown(culprit)} cannot be pickled"

@@ -20,6 +20,7 @@ from ._elsewhere import StaysHere
 from ._locks import renew_lock_in_child
 from ._pickling import dump_function
 from ._pool_task import Initializer, PoolTask, call_nothing
+from ._signal_handlers import main_thread, runs_one
 from ._start import crosses_by_name, forget_in_children, start_processes
 from ._worker_handle import Death, WorkerHandle
 from .errors import PoolBroken, StookError
@@ -35,6 +36,9 @@ _CALL, _BATCH, _CHUNK, _STAR = 4, 5, 6, 2
 # Jobs that may wait in the ring for each worker. They are claimed one by one, so nothing but memory
 # is at stake, and arguments in bulk are bounded apart (bindings/task_queue.cpp).
 _JOBS_AT_HAND = 32
+
+# Seconds for which Ctrl-C, or a signal handler that keeps the main thread, may go unnoticed.
+_LOOK = 0.2
 
 
 def method_of(context: Any, name: str = "context") -> str:
@@ -298,17 +302,30 @@ class TaskPool(StaysHere):
 
     def _wait_for_pumper(self, done: Callable[[], Any], seconds: float | None) -> None:
         """Until the thread that delivers has delivered something, or has gone."""
+        queue = self._queue
         told = threading.Lock()
         told.acquire()
         self._waiting.append(told)
         try:
             # Who leaves the pump looks at the list after that, so one of both sees the other.
-            if not self._queue.is_pumped or done():
+            if not queue.is_pumped or done():
                 return
-            told.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+            most = threading.TIMEOUT_MAX if seconds is None else min(seconds, threading.TIMEOUT_MAX)
+            # The main thread sleeps through a signal that comes just before that. And where a
+            # handler has interrupted it in the pump, it tells nobody.
+            if queue.is_pumped_by_main or threading.get_ident() == main_thread():
+                most = min(most, _LOOK)
+            if not told.acquire(timeout=most):
+                self.pass_handlers()
         finally:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(told)
+
+    def pass_handlers(self) -> None:
+        """Lets who waits deliver if a signal handler keeps the main thread from it."""
+        queue = self._queue
+        if queue.is_pumped_by_main and runs_one():
+            queue.pass_on()
 
     def fileno(self) -> int:
         """A descriptor that is readable after `arm()` when there is something to deliver."""
