@@ -263,11 +263,13 @@ class FuturePool:
         if os.getpid() != self._pid:
             return
         self.refuses = self.refuses or _AFTER_SHUTDOWN
-        if not self.tasks.is_closed:
-            if self.tasks.outstanding:
-                self.broken = self.broken or why
-            self.tasks.close(BrokenProcessPool(why))
-        self.attendant.ring()
+        try:
+            if not self.tasks.is_closed:
+                if self.tasks.outstanding:
+                    self.broken = self.broken or why
+                self.tasks.close(BrokenProcessPool(why))
+        finally:  # also if it was interrupted
+            self.attendant.ring()
 
 
 class _Unsendable:

@@ -18,6 +18,7 @@ __all__ = [
     "check_timeout",
     "check_workers",
     "default_chunksize",
+    "method_of",
 ]
 
 
@@ -91,3 +92,16 @@ def check_chunksize(value: Any, refusal: Callable[[int], str] | None = None) -> 
 def default_chunksize(length: int, workers: int) -> int:
     """Of a `map`, as in the original: four tasks for each process or thread."""
     return max(1, -(-length // (4 * workers)))
+
+
+def method_of(context: Any, name: str = "context") -> str:
+    """The start method of a context of `multiprocessing`, or of its name."""
+    method = context.get_start_method() if hasattr(context, "get_start_method") else context
+    if not isinstance(method, str):
+        raise TypeError(
+            f"{name} must be a context, as multiprocessing.get_context() gives, or the name of a"
+            f" start method, got {_shown(context)}"
+        )
+    if method not in ("fork", "forkserver", "spawn"):
+        raise ValueError(f"{name} must be 'fork', 'forkserver' or 'spawn', got {_shown(context)}")
+    return method

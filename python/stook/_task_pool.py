@@ -24,7 +24,7 @@ from ._signal_handlers import main_thread, runs_one
 from ._start import crosses_by_name, forget_in_children, start_processes
 from ._worker_handle import Death, WorkerHandle
 from .errors import PoolBroken, StookError
-from .options import MultiprocessingOptions, _shown
+from .options import MultiprocessingOptions
 
 __all__ = ["Death", "Function", "TaskPool", "WorkerHandle"]
 
@@ -39,19 +39,6 @@ _JOBS_AT_HAND = 32
 
 # Seconds for which Ctrl-C, or a signal handler that keeps the main thread, may go unnoticed.
 _LOOK = 0.2
-
-
-def method_of(context: Any, name: str = "context") -> str:
-    """The start method of a context of `multiprocessing`, or of its name."""
-    method = context.get_start_method() if hasattr(context, "get_start_method") else context
-    if not isinstance(method, str):
-        raise TypeError(
-            f"{name} must be a context, as multiprocessing.get_context() gives, or the name of a"
-            f" start method, got {_shown(context)}"
-        )
-    if method not in ("fork", "forkserver", "spawn"):
-        raise ValueError(f"{name} must be 'fork', 'forkserver' or 'spawn', got {_shown(context)}")
-    return method
 
 
 class TaskPool(StaysHere):
@@ -107,7 +94,8 @@ class TaskPool(StaysHere):
         self._closed = True  # until there is something to close
         self._forked = False
         self._closer = 0  # the thread that closes it
-        self._ended = threading.Event()  # and has done so
+        self._has_ended = False  # and has done so
+        self._ended = threading.Event()  # for those who wait for that
         self._waiting: list[Any] = []
         self._functions: dict[Any, Function] = {}
         # Those that cross by value: their last pickle, and what was made of it.
@@ -296,8 +284,13 @@ class TaskPool(StaysHere):
 
     def _wait_for_end(self, done: Callable[[], Any], seconds: float | None) -> bool:
         """The pool is being closed: until what was outstanding has failed."""
-        if self._closer != threading.get_ident():
-            self._ended.wait(seconds)
+        end = None if seconds is None else time.monotonic() + seconds
+        while self._closer != threading.get_ident() and not self._has_ended:
+            # The main thread sleeps through a signal that comes just before that.
+            left = _LOOK if end is None else min(_LOOK, end - time.monotonic())
+            if left <= 0:
+                break
+            self._ended.wait(left)
         return bool(done())
 
     def _wait_for_pumper(self, done: Callable[[], Any], seconds: float | None) -> None:
@@ -405,24 +398,35 @@ class TaskPool(StaysHere):
     def close(self, error: BaseException | None = None) -> None:
         """Ends every process at once. What is outstanding fails with `error`.
 
-        Arrays that were delivered stay valid.
+        Arrays that were delivered stay valid. If a signal handler raises meanwhile, it is closed
+        nevertheless.
         """
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._closer = threading.get_ident()
-        self._queue.close()
-        _core.sweep_leftover_segments()
-        self._logs.close()
+        error = error or PoolBroken("the pool was closed before this task ran")
+        begins = False
         try:
-            self._queue.fail_all(error or PoolBroken("the pool was closed before this task ran"))
+            with self._lock:
+                if not self._closed:
+                    self._closer = threading.get_ident()
+                    self._closed = begins = True
+            if begins:
+                self._queue.close()
+                _core.sweep_leftover_segments()
+                self._logs.close()
         finally:
-            self._functions.clear()
-            self._last_made.clear()
-            self._ended.set()
-            _notify(self._waiting)
-            self._work.put(None)
+            # Where a handler may raise, which is after any call, what follows is in a `finally`.
+            if begins:
+                try:
+                    self._queue.close()  # nothing, unless it was not begun
+                finally:
+                    try:
+                        self._queue.fail_all(error)
+                    finally:
+                        self._has_ended = True
+                        self._ended.set()
+                        _notify(self._waiting)
+                        self._work.put(None)
+                        self._functions.clear()
+                        self._last_made.clear()
 
     def finish(self, timeout: float | None = None) -> bool:
         """Ends every process in good order, once what was submitted is done, and closes the pool.
@@ -452,7 +456,7 @@ class TaskPool(StaysHere):
 
     def _forget(self) -> None:
         """In a forked child: everything is its parent's, and stays with it."""
-        self._forked = self._closed = True
+        self._forked = self._closed = self._has_ended = True
         self._ended.set()
         self._core.close()
         self._logs.forget()

@@ -21,11 +21,12 @@ from ._pool_arguments import (
     check_options,
     check_workers,
     default_chunksize,
+    method_of,
 )
 from ._pool_methods import CLOSE, INIT, RUN, TERMINATE, PoolMethods
 from ._results import AsyncResult
 from ._streams import Pace
-from ._task_pool import TaskPool, WorkerHandle, method_of
+from ._task_pool import TaskPool, WorkerHandle
 from .errors import PoolBroken, StookError
 from .options import MultiprocessingOptions, _shown
 

@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from ._elsewhere import StaysHere
 from ._locks import renew_lock_in_child
-from ._task_pool import Death, Function, TaskPool, method_of
+from ._pool_arguments import method_of
+from ._task_pool import Death, Function, TaskPool
 from .errors import PoolBroken, StookError, WorkerDied
 from .options import MultiprocessingOptions, check_bool, check_int
 

@@ -396,3 +396,47 @@ def test_a_signal_handler_that_fails_has_told_others_of_their_results(
         finally:
             signal.signal(signal.SIGUSR1, before)
     assert helped == [True]
+
+
+def test_a_signal_that_wakes_nobody_ends_the_wait_for_who_delivers() -> None:
+    """As if it came just before the main thread's sleep: another thread gets it."""
+    over = threading.Event()
+    rescued: list[None] = []
+
+    def raise_it(number: int, frame: object) -> None:
+        raise Interrupted
+
+    def rescue() -> None:
+        rescued.append(None)
+        over.set()
+        pool.wake()
+
+    def send() -> None:
+        while not pool._waiting:
+            os.sched_yield()
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    with made() as pool:
+        run(pool, abs, -1)
+        deliverer = threading.Thread(target=pool.wait, args=(over.is_set,))
+        deliverer.start()
+        while not pool._queue.is_pumped:
+            os.sched_yield()
+        sender = threading.Thread(target=send)
+        sender.start()
+        watchdog = threading.Timer(20, rescue)
+        watchdog.start()
+        before = signal.signal(signal.SIGUSR1, raise_it)
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        try:
+            with pytest.raises(Interrupted):
+                pool.wait(over.is_set)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            signal.signal(signal.SIGUSR1, before)
+            watchdog.cancel()
+            over.set()
+            pool.wake()
+            for thread in (sender, deliverer, watchdog):
+                thread.join()
+    assert not rescued
