@@ -49,6 +49,9 @@ std::uint64_t TaskQueue::submit(PyObject* function, PyObject* payload, PyObject*
   ++outstanding_;
   if (background) ++in_background_;
   const bool fed = feed();
+  // Left to the main thread, which a handler may keep from it: whoever sleeps in pump() is to look
+  // after it. He does so from now on.
+  if (asleep_ && pending_.size() == 1 && !feeders_.empty()) wake();
   if (pool_->starts_on_demand && kind != kRetireJob) {
     const LockWithGil lock(pool_->mutex);
     Manager& manager = pool_->manager;

@@ -158,6 +158,25 @@ def test_a_handler_waits_for_an_executor(
     assert got == [3]
 
 
+def test_what_another_thread_submits_is_sent_though_nobody_waits_for_it(
+    executor: stook.ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    got: list[Any] = []
+    pool = executor._pool
+    assert pool is not None
+
+    def handle() -> None:
+        # The pool's thread sleeps in it, and had nothing to send when it went there.
+        until(lambda: pool.attendant._steps_aside)
+        got.append(thread_polls(executor))
+
+    def call(function: Callable[..., Any], *args: Any) -> Any:
+        return executor.submit(function, *args).result()
+
+    assert pickling(call, pool.tasks, handle, tmp_path) == 7
+    assert got == [3]
+
+
 @pytest.mark.parametrize("place", [asleep, unpickling])
 def test_a_handler_shuts_an_executor_down(place: Callable[..., Any], tmp_path: Path) -> None:
     """As one of SIGTERM does: what runs is waited for, what does not is cancelled."""
