@@ -8,9 +8,8 @@ import threading
 import weakref
 from typing import Any
 
-from interrupts import Ctrl, RaisesOnce, every_place
-
 import stook._task_pool
+from interrupts import Ctrl, RaisesOnce, every_place
 from stook._locks import renew_lock_in_child
 from stook._task_pool import TaskPool
 
