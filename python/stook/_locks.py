@@ -1,13 +1,14 @@
-"""Locks of objects that live on in a forked child."""
+"""Locks of objects that live on in a forked child, and locks that threads wait for."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
 from typing import Any
 
-__all__ = ["renew_lock_in_child"]
+__all__ = ["release_all", "renew_lock_in_child"]
 
 _owners: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -20,6 +21,13 @@ def renew_lock_in_child(owner: Any) -> None:
     """
     owner._lock = threading.RLock()
     _owners.add(owner)
+
+
+def release_all(waiting: list[Any]) -> None:
+    """Wakes all who wait: one alone may have what it waits for, and would deliver no further."""
+    for told in list(waiting):
+        with contextlib.suppress(RuntimeError):  # told already
+            told.release()
 
 
 def _renew() -> None:

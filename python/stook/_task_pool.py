@@ -17,7 +17,7 @@ from typing import Any
 
 from . import _core
 from ._elsewhere import StaysHere
-from ._locks import renew_lock_in_child
+from ._locks import release_all, renew_lock_in_child
 from ._pickling import dump_function
 from ._pool_task import Initializer, PoolTask, call_nothing
 from ._signal_handlers import main_thread, runs_one
@@ -122,7 +122,7 @@ class TaskPool(StaysHere):
         self._queue = _core.TaskQueue(
             self._core,
             waiting,
-            lambda: _notify(waiting),
+            lambda: release_all(waiting),
             lambda deaths: _call_if_alive(on_deaths, deaths),
         )
         self._closed = False
@@ -280,7 +280,7 @@ class TaskPool(StaysHere):
     def wake(self) -> None:
         """Has all threads that `wait` look at their `done()` again; from any thread."""
         self._queue.wake()
-        _notify(self._waiting)
+        release_all(self._waiting)
 
     def _wait_for_end(self, done: Callable[[], Any], seconds: float | None) -> bool:
         """The pool is being closed: until what was outstanding has failed."""
@@ -423,7 +423,7 @@ class TaskPool(StaysHere):
                     finally:
                         self._has_ended = True
                         self._ended.set()
-                        _notify(self._waiting)
+                        release_all(self._waiting)
                         self._work.put(None)
                         self._functions.clear()
                         self._last_made.clear()
@@ -474,13 +474,6 @@ _open_pools: weakref.WeakSet[TaskPool] = weakref.WeakSet()
 def _close_pools() -> None:
     for pool in list(_open_pools):
         pool.close()
-
-
-def _notify(waiting: list[Any]) -> None:
-    """Wakes all who wait: one alone may have what it waits for, and would deliver no further."""
-    for told in list(waiting):
-        with contextlib.suppress(RuntimeError):  # told already
-            told.release()
 
 
 def _call_if_alive(method: Any, *args: Any) -> None:
