@@ -398,8 +398,7 @@ class TaskPool(StaysHere):
     def close(self, error: BaseException | None = None) -> None:
         """Ends every process at once. What is outstanding fails with `error`.
 
-        Arrays that were delivered stay valid. If a signal handler raises meanwhile, it is closed
-        nevertheless.
+        Arrays that were delivered stay valid. A signal handler that raises does not stop it.
         """
         error = error or PoolBroken("the pool was closed before this task ran")
         begins = False
