@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -228,10 +229,17 @@ def test_what_is_drawn_depends_on_the_element_alone() -> None:
 
 def test_outside_of_a_loader_numpys_global_generator_is_drawn_from() -> None:
     crop = vision.RandomResizedCrop(8)
-    plans = []
-    for seed in (3, 3, 4):
-        np.random.seed(seed)  # as torch does in the workers of its loaders
-        plans.append([crop.plan(width=300, height=200) for _ in range(3)])
+    plans: list[list[vision.Plan]] = []
+
+    def draw() -> None:
+        for seed in (3, 3, 4):
+            np.random.seed(seed)  # as torch does in the workers of its loaders
+            plans.append([crop.plan(width=300, height=200) for _ in range(3)])
+
+    # In a thread of its own, which has never made an element.
+    thread = threading.Thread(target=draw)
+    thread.start()
+    thread.join()
     assert plans[0] == plans[1] != plans[2]
     assert len({plan.box for plan in plans[0]}) == 3
     with pytest.raises(TypeError, match=r"rng must be a numpy\.random\.Generator or None, not 5"):
