@@ -74,7 +74,7 @@ def _dumps(value: Any, buffers: list[pickle.PickleBuffer] | None = None) -> byte
         return False
 
     file = io.BytesIO()
-    _StartPickler(file, protocol=5, buffer_callback=keep_in_band).dump(value)
+    _dump(_StartPickler(file, protocol=5, buffer_callback=keep_in_band), value)
     return file.getvalue()
 
 
@@ -187,7 +187,7 @@ def pickle_results(objects: list[Any], min_shared_bytes: int) -> tuple[bytes, li
 def pickle_error(error: Any) -> bytes:
     """Pickles what is part of an error on the way back."""
     file = io.BytesIO()
-    _ResultPickler(file, protocol=5).dump(error)
+    _dump(_ResultPickler(file, protocol=5), error)
     return file.getvalue()
 
 
@@ -204,8 +204,18 @@ def _pickle_leaves(
         return False
 
     file = io.BytesIO()
-    pickler(file, protocol=5, buffer_callback=keep_in_band).dump(objects)
+    _dump(pickler(file, protocol=5, buffer_callback=keep_in_band), objects)
     return file.getvalue(), buffers
+
+
+def _dump(pickler: Any, value: Any) -> None:
+    try:
+        pickler.dump(value)
+    except BaseException:
+        # Python 3.10's collector of cycles does not look into it, so that what failed would live
+        # for ever: the error's traceback leads back to it.
+        pickler.clear_memo()
+        raise
 
 
 def unpickle_objects(data: bytes, buffers: list[Any]) -> list[Any]:
