@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex, overload
 
@@ -81,6 +82,7 @@ class TarIndex(Sequence[TarSample]):
     Raises:
         DecodeError: If the file is no tar archive, is compressed or damaged, ends early, holds
             sparse files, or two members of one sample have the same ending.
+        ValueError: If it is a pipe.
         OSError: If the file cannot be read, with `errno` and `filename`.
 
     Example:
@@ -106,6 +108,11 @@ class TarIndex(Sequence[TarSample]):
     def __init__(self, path: str | os.PathLike[str], *, allow_truncated: bool = False) -> None:
         # Absolute, for workers that run elsewhere.
         self._path: str = os.path.abspath(os.fsdecode(path))
+        if stat.S_ISFIFO(os.stat(self._path).st_mode):  # its members could not be read afterwards
+            raise ValueError(
+                f"TarIndex reads members where they lie, and {self._path!r} is a pipe; save the"
+                " archive to a file first"
+            )
         self._names: NDArray[np.uint8]
         self._member_ends: NDArray[np.int64]
         self._offsets: NDArray[np.int64]

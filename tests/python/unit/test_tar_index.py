@@ -139,6 +139,12 @@ def test_hard_links(tmp_path: Path) -> None:
         TarIndex(make(tmp_path / "b.tar", ["1.txt", "4.txt"], change=link))
 
 
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match=r"'.*a\.tar' is a pipe; save the archive to a file"):
+        TarIndex(tmp_path / "a.tar")
+
+
 def test_links_to_what_is_no_file_are_none_either(tmp_path: Path) -> None:
     def link(member: tarfile.TarInfo) -> None:
         kind, target = {
