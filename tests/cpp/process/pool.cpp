@@ -15,6 +15,8 @@
 #include <fstream>
 #include <new>
 #include <stdexcept>
+#include <string>
+#include <system_error>
 #include <utility>
 
 #include "tests/cpp/process/pool_runner.h"
@@ -303,7 +305,15 @@ bool is_running(pid_t pid) {
   std::string line;
   if (!std::getline(stat, line)) return false;
   const char state = line[line.rfind(')') + 2];
-  return state != 'Z' && state != 'X';
+  if (state != 'Z' && state != 'X') return true;
+  // A process is not dead before all its threads are: a sanitizer's, too.
+  std::error_code gone;
+  int threads = 0;
+  std::filesystem::directory_iterator thread("/proc/" + std::to_string(pid) + "/task", gone);
+  for (; !gone && thread != std::filesystem::directory_iterator(); thread.increment(gone)) {
+    ++threads;
+  }
+  return threads > 1;
 }
 
 }  // namespace stook
