@@ -9,6 +9,7 @@ import io
 import pickle
 import sys
 import types
+import typing
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -367,16 +368,39 @@ _pickled_functions: weakref.WeakKeyDictionary[
 
 def _state_of(function: types.FunctionType) -> tuple[Any, ...] | None:
     """What tells whether a function is as it was; `None` if that is not told easily."""
-    if (
-        function.__closure__
-        or function.__defaults__
-        or function.__kwdefaults__
-        or function.__dict__
-        or function.__annotations__
-        or function.__globals__ is not _main_names.home()
-    ):
+    if function.__closure__ or function.__dict__ or function.__globals__ is not _main_names.home():
         return None
+    beside: tuple[Any, ...] = ()
+    for named in (
+        dict(enumerate(function.__defaults__ or ())),
+        function.__kwdefaults__ or {},
+        function.__annotations__,
+    ):
+        for name, value in named.items():
+            if not _is_constant(value):
+                return None
+            # By identity, for 1 == True; the value itself, so that its id stays its own.
+            beside += (name, id(value), value)
     code = function.__code__
     used = cloudpickle.cloudpickle._extract_code_globals(code)  # which remembers them
     present = [name for name in used if name in function.__globals__]
-    return code, function.__qualname__, function.__doc__, present, len(sys.modules)
+    return code, function.__qualname__, function.__doc__, present, len(sys.modules), beside
+
+
+def _is_constant(value: Any) -> bool:
+    """True for what cannot change: also types, unless they are of `__main__`, and hints of them."""
+    if type(value) in _CONSTANTS or any(value is form for form in _FORMS):
+        return True
+    if type(value) in _HINTS:
+        return all(map(_is_constant, (typing.get_origin(value), *typing.get_args(value))))
+    return isinstance(value, type) and _crosses(value)
+
+
+_FORMS = (typing.Any, typing.Union, ...)
+# What `list[int]`, `int | None`, `typing.Optional[int]` and `typing.List[int]` are.
+_HINTS = (
+    types.GenericAlias,
+    types.UnionType,
+    type(typing.Optional[int]),  # noqa: UP045
+    type(typing.List[int]),  # noqa: UP006
+)

@@ -135,3 +135,61 @@ assert call(lambda: Lazy.value.__doc__) == "Of which it is said:"
 assert call(Lazy).value == 7
 """
     run_python(PROLOGUE + code, method).check()
+
+
+@each_method
+def test_hints_and_defaults_are_as_they_are_now(method: str, run_python: RunPython) -> None:
+    code = """
+def tell(number: int, more: "str" = 1, *, last: dict[str, float] | None = None) -> list[int]:
+    values = (*tell.__defaults__, *tell.__kwdefaults__.values())
+    return [(type(value), value) for value in values], dict(tell.__annotations__)
+
+def check():
+    assert call(tell, 0) == tell(0), (call(tell, 0), tell(0))
+
+check()
+tell.__defaults__ = (True,)  # equal to what it was
+check()
+tell.__defaults__ = (1.0,)
+check()
+tell.__kwdefaults__["last"] = 3
+check()
+tell.__annotations__["number"] = float
+check()
+tell.__annotations__["number"] = list[float]
+check()
+del tell.__annotations__["return"]
+check()
+tell.__kwdefaults__["last"] = [1]
+check()
+tell.__kwdefaults__["last"].append(2)  # in place
+check()
+"""
+    run_python(PROLOGUE + code, method).check()
+
+
+def test_a_function_with_hints_and_defaults_is_pickled_once(run_python: RunPython) -> None:
+    code = """
+from typing import Any, Optional
+from stook import _main_values
+
+made = 0
+
+class Counting(_main_values.SendingPickler):
+    def __init__(self, *args, **kwargs):
+        global made
+        made += 1
+        super().__init__(*args, **kwargs)
+
+_main_values.SendingPickler = Counting
+
+def tell(
+    number: int, more: Optional[list[int]] = None, *, last: "Any" = 0.5, any: Any = ""
+) -> int | None:
+    return number
+
+assert [call(tell, number) for number in range(10)] == list(range(10))
+print(made)
+"""
+    found = run_python(PROLOGUE + code, "forkserver").check()
+    assert int(found.stdout.split()[-1]) <= 3, found
