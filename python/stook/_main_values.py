@@ -340,7 +340,7 @@ def _constants(used: Iterable[str]) -> list[tuple[str, Any, Any]] | None:
     for name in used:
         value = names.get(name)
         state = _state_of(value) if type(value) is types.FunctionType else None
-        if state is None and type(value) not in _CONSTANTS and not _crosses(value):
+        if state is None and not _is_constant(value) and not _crosses(value):
             return None
         found.append((name, value, state))
     return found
